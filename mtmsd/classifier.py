@@ -1,0 +1,182 @@
+"""The classifier on fused features, and the ensemble of its members.
+
+Source: MTMSD (arXiv 2306.08964): an MLP with batch normalisation on the fused features, several members
+that differ in initialisation and order of the pixels. Added here, by measurement: features standardised
+with the training pixels' statistics, dropout and weight decay, mean probability instead of the vote.
+Shapes: M member, N pixel, T timestep, K kept channel, C class.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtmsd.fusion import FusionConfig, SelectiveFusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """The head, its training, and the ensemble."""
+
+    members: int = 5
+    """Members of the ensemble."""
+    vote: Literal["majority", "mean"] = "mean"
+    """How members agree: majority of their classes (the paper), or mean of their probabilities."""
+    hidden: tuple[int, ...] = (128, 32)
+    """Widths of the head's hidden layers."""
+    standardise: bool = True
+    """Bring every feature to zero mean and unit variance over the training pixels."""
+    dropout: float = 0.0
+    """Dropout on the fused features."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes."""
+    epochs: int = 100
+    """Passes over the training pixels."""
+    batch: int = 64
+    """Training pixels per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW; falls to ``final_rate`` along a cosine."""
+    final_rate: float = 5e-6
+    """Learning rate at the end."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty ensemble or training."""
+        for name, least in (("members", 1), ("epochs", 1), ("batch", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"classifier.{name} must be at least {least}, found {getattr(self, name)}"
+                )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"classifier.dropout must lie in [0, 1), found {self.dropout}")
+
+
+class Head(nn.Module):
+    """One member: (standardise ->) fuse timesteps -> MLP -> logits.
+
+    Fusion and layers carry the names of the authors' checkpoints (``dy_att``, ``layers``).
+    """
+
+    mean_2TK: Tensor
+    scale_2TK: Tensor
+
+    def __init__(
+        self, config: ClassifierConfig, fusion: FusionConfig, timesteps: int, channels: int, classes: int
+    ) -> None:
+        super().__init__()
+        self.dy_att = SelectiveFusion(fusion, timesteps, channels)
+        widths = [channels, *config.hidden]
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.BatchNorm1d(outputs)]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("mean_2TK", torch.zeros(2, timesteps, channels), persistent=config.standardise)
+        self.register_buffer("scale_2TK", torch.ones(2, timesteps, channels), persistent=config.standardise)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, centre_NTK: Tensor, pooled_NTK: Tensor) -> Tensor:
+        """Logits (N, C)."""
+        centre = (centre_NTK - self.mean_2TK[0]) * self.scale_2TK[0]
+        pooled = (pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1]
+        return self.layers(self.dropout(self.dy_att(centre, pooled)))  # type: ignore[no-any-return]
+
+
+class Prediction(NamedTuple):
+    """What the ensemble says of N pixels."""
+
+    position_N: Tensor
+    """Class position, 0-based."""
+    confidence_N: Tensor
+    """Mean probability of that class over the members, in [0, 1]."""
+    entropy_N: Tensor
+    """Entropy of the mean probabilities, nats, in [0, log C]."""
+
+
+class Ensemble(nn.Module):
+    """Members that answer together."""
+
+    def __init__(self, members: Sequence[Head], vote: Literal["majority", "mean"]) -> None:
+        super().__init__()
+        self.members, self.vote = nn.ModuleList(members), vote
+        self.eval().requires_grad_(False)
+
+    def forward(self, centre_NTK: Tensor, pooled_NTK: Tensor) -> Prediction:
+        """Classify pixels. A tied vote goes to the tied class of the highest mean probability."""
+        logits = torch.stack([member(centre_NTK, pooled_NTK) for member in self.members])
+        return combine(logits.softmax(dim=-1), self.vote)
+
+
+def combine(probability_MNC: Tensor, vote: Literal["majority", "mean"]) -> Prediction:
+    """Join the members' probabilities."""
+    mean_NC = probability_MNC.mean(dim=0)
+    ballot = mean_NC
+    if vote == "majority":
+        classes = mean_NC.shape[1]
+        ballot = F.one_hot(probability_MNC.argmax(dim=-1), classes).sum(dim=0) + mean_NC / 2
+    position = ballot.argmax(dim=1)
+    confidence = mean_NC.gather(1, position[:, None])[:, 0]
+    entropy = torch.special.entr(mean_NC).sum(dim=1)
+    return Prediction(position, confidence, entropy)
+
+
+def train_member(
+    config: ClassifierConfig,
+    fusion: FusionConfig,
+    centre_NTK: Tensor,
+    pooled_NTK: Tensor,
+    position_N: Tensor,
+    classes: int,
+    *,
+    seed: int,
+    member: int,
+) -> tuple[Head, list[dict[str, float]]]:
+    """Train one member on all training pixels; the result depends on (seed, member) alone.
+
+    Returns:
+        The member, and per epoch its mean loss and accuracy on the training batches.
+    """
+    n, timesteps, channels = centre_NTK.shape
+    device = centre_NTK.device
+    history = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * 1_000_003 + member)
+        head = Head(config, fusion, timesteps, channels, classes)
+        if config.standardise:
+            for i, features in enumerate((centre_NTK, pooled_NTK)):
+                head.mean_2TK[i] = features.mean(dim=0).cpu()
+                head.scale_2TK[i] = 1 / features.std(dim=0, correction=0).clamp(min=1e-6).cpu()
+        head.to(device).train()
+        optimizer = torch.optim.AdamW(
+            head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        batch = min(config.batch, n)
+        for epoch in range(config.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = _cosine(config, epoch)
+            order, loss_sum, right = torch.randperm(n).to(device), 0.0, 0
+            for start in range(0, n - batch + 1, batch):
+                at = order[start : start + batch]
+                logits = head(centre_NTK[at], pooled_NTK[at])
+                loss = F.cross_entropy(logits, position_N[at], label_smoothing=config.label_smoothing)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                loss_sum += float(loss.detach())
+                right += int((logits.argmax(dim=1) == position_N[at]).sum())
+            steps = n // batch
+            history.append({"loss": loss_sum / steps, "train_accuracy": right / (steps * batch)})
+    return head.eval(), history
+
+
+def _cosine(config: ClassifierConfig, epoch: int) -> float:
+    wave = (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    return config.final_rate + (config.learning_rate - config.final_rate) * wave

@@ -1,0 +1,130 @@
+"""Class- and timestep-oriented purification: keep the channels that tell classes and timesteps apart.
+
+Only the class means of the training pixels enter, so the statistics are mergeable sums. Source: the
+criterion of MTMSD (arXiv 2306.08964), with constant features guarded. Channels are chosen once for
+all timesteps, and separately for centre and pooled features.
+Shapes: K class, T timestep, D channel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifyConfig:
+    """How many channels survive, and what counts."""
+
+    keep: float = 0.6
+    """Share of the channels that is kept (the paper keeps 768 of 1,280)."""
+    similarity_weight: float = 0.8
+    """Weight of similarity against variance (lambda)."""
+    timestep_weight: float = 0.5
+    """Weight of the timestep term against the class term."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside (0, 1]."""
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"purify.keep must lie in (0, 1], found {self.keep}")
+        if not 0 <= self.similarity_weight <= 1:
+            raise ValueError(
+                f"purify.similarity_weight must lie in [0, 1], found {self.similarity_weight}"
+            )
+
+
+class ClassMeans:
+    """Mergeable sums of one kind of feature by class: update, merge, finish."""
+
+    def __init__(self, classes: int, timesteps: int, channels: int) -> None:
+        self.sum_KTD: FloatArray = np.zeros((classes, timesteps, channels))
+        self.count_K: NDArray[np.int64] = np.zeros(classes, np.int64)
+
+    def update(self, features_NTD: NDArray[np.float32], label_N: NDArray[np.int64]) -> None:
+        """Add pixels with class positions ``label_N`` (0-based)."""
+        for k in np.unique(label_N):
+            mine = features_NTD[label_N == k]
+            self.sum_KTD[k] += mine.sum(axis=0, dtype=np.float64)
+            self.count_K[k] += len(mine)
+
+    def merge(self, other: "ClassMeans") -> None:
+        """Add the pixels of ``other``."""
+        self.sum_KTD += other.sum_KTD
+        self.count_K += other.count_K
+
+    def finish(self) -> FloatArray:
+        """Class means (K, T, D).
+
+        Raises:
+            ValueError: A class has no pixel.
+        """
+        if not self.count_K.all():
+            raise ValueError(
+                f"every class needs a training pixel, found none of class positions "
+                f"{np.flatnonzero(self.count_K == 0).tolist()}"
+            )
+        return self.sum_KTD / self.count_K[:, None, None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Channels that are kept, best first."""
+
+    centre: tuple[int, ...]
+    pooled: tuple[int, ...]
+
+    def as_json(self) -> dict[str, list[int]]:
+        """A JSON object."""
+        return {"centre": list(self.centre), "pooled": list(self.pooled)}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Selection":
+        """The inverse of ``as_json``."""
+        return Selection(tuple(value["centre"]), tuple(value["pooled"]))
+
+
+def _scaled(values: FloatArray, axis: int) -> FloatArray:
+    """Min-max to [0, 1] along an axis; constant features, which tell nothing apart, become 1.
+
+    All ones is the most similar and least varied that a feature can be, so they are dropped first.
+    """
+    low, high = values.min(axis=axis, keepdims=True), values.max(axis=axis, keepdims=True)
+    span = high - low
+    return np.where(span > 0, (values - low) / np.where(span > 0, span, 1), 1.0)
+
+
+def _separation(values: FloatArray, axis: int, similarity_weight: float) -> FloatArray:
+    """-lambda S + (1 - lambda) V along ``axis``.
+
+    S, the mean product over ordered pairs i != j, has the closed form
+    ((sum b)^2 - sum b^2) / (n (n - 1)); V is the population variance.
+    """
+    b, n = _scaled(values, axis), values.shape[axis]
+    total, squares = b.sum(axis=axis), (b * b).sum(axis=axis)
+    similarity = (total**2 - squares) / max(n * (n - 1), 1)
+    return -similarity_weight * similarity + (1 - similarity_weight) * b.var(axis=axis)
+
+
+def channel_scores(means_KTD: FloatArray, config: PurifyConfig) -> FloatArray:
+    """Score of each channel (D); higher is better."""
+    means = np.asarray(means_KTD, np.float64)
+    by_class = _separation(means, 0, config.similarity_weight).sum(axis=0)
+    by_timestep = _separation(means, 1, config.similarity_weight).sum(axis=0)
+    return by_class + config.timestep_weight * by_timestep
+
+
+def select_channels(means_KTD: FloatArray, config: PurifyConfig) -> tuple[int, ...]:
+    """The round(keep x D) best channels, best first; ties go to the lower channel."""
+    scores = channel_scores(means_KTD, config)
+    count = max(1, round(config.keep * len(scores)))
+    return tuple(np.argsort(-scores, kind="stable")[:count].tolist())
+
+
+def select(means: Sequence[FloatArray], config: PurifyConfig) -> Selection:
+    """Channels to keep of the centre and the pooled class means."""
+    centre, pooled = means
+    return Selection(select_channels(centre, config), select_channels(pooled, config))

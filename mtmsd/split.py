@@ -1,0 +1,165 @@
+"""Which labelled pixels train and which test: stratified random, or spatially disjoint blocks.
+
+Random splits of single pixels are the field's custom and flatter every method that sees context, for
+test pixels then lie inside training patches; blocks with a guard distance keep them apart.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+TRAIN, TEST, UNUSED = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """The protocol of an accuracy figure."""
+
+    protocol: Literal["random", "blocks"] = "random"
+    """``random``: pixels drawn by class; ``blocks``: training and test pixels from different blocks."""
+    train_fraction: float = 0.05
+    """Share of each class that trains (at least ``min_train`` pixels); not used with train_per_class."""
+    train_per_class: int | None = None
+    """Training pixels of each class instead of a share; at most half of a class."""
+    min_train: int = 3
+    """No class trains on fewer pixels."""
+    min_class: int = 10
+    """Classes with fewer labelled pixels are left out."""
+    block: int = 32
+    """Side of a block, pixels (protocol ``blocks``)."""
+    guard_px: int = 0
+    """Test pixels within this distance (rows or columns) of a training pixel are not used."""
+    max_train_per_class: int = 5_000
+    """Upper bound on training pixels of a class."""
+    max_test: int = 20_000
+    """Upper bound on test pixels, a random sample over all classes."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside (0, 1) and negative distances."""
+        if not 0 < self.train_fraction < 1:
+            raise ValueError(
+                f"split.train_fraction must lie between 0 and 1, found {self.train_fraction}"
+            )
+        for name, least in (
+            ("train_per_class", 1), ("min_train", 1), ("min_class", 2), ("block", 1), ("guard_px", 0),
+            ("max_train_per_class", 1), ("max_test", 1),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"split.{name} must be at least {least}, found {value}")
+
+
+def make_split(y: IntArray, x: IntArray, label: IntArray, config: SplitConfig, seed: int) -> IntArray:
+    """TRAIN, TEST or UNUSED for each labelled pixel.
+
+    Args:
+        y: Row of each labelled pixel.
+        x: Column.
+        label: Class code, > 0.
+        config: The protocol.
+        seed: The same seed gives the same split.
+
+    Raises:
+        ValueError: Fewer than two classes remain, or a class has no training or no test pixel.
+    """
+    rng = np.random.default_rng([seed, 2])
+    codes, counts = np.unique(label, return_counts=True)
+    kept = codes[counts >= config.min_class]
+    if len(kept) < 2:
+        raise ValueError(
+            f"at least two classes with split.min_class = {config.min_class} labelled pixels are "
+            f"needed, found {dict(zip(codes.tolist(), counts.tolist(), strict=True))}"
+        )
+    eligible = np.isin(label, kept)
+    if config.protocol == "random":
+        pool = eligible
+    else:
+        pool = eligible & _training_side(y, x, label, kept, config, rng)
+    split = np.full(len(label), UNUSED)
+    for code, count in zip(kept, counts[counts >= config.min_class], strict=True):
+        mine = np.flatnonzero(pool & (label == code))
+        split[rng.permutation(mine)[: _train_count(int(count), len(mine), config)]] = TRAIN
+    rest = eligible & ~pool if config.protocol == "blocks" else eligible & (split != TRAIN)
+    candidates = np.flatnonzero(rest)
+    train = split == TRAIN
+    if config.guard_px:
+        near = near_any(y[candidates], x[candidates], y[train], x[train], config.guard_px, config.guard_px)
+        candidates = candidates[~near]
+    split[np.sort(rng.permutation(candidates)[: config.max_test])] = TEST
+    for name, part in (("training", TRAIN), ("test", TEST)):
+        missing = np.setdiff1d(kept, label[split == part])
+        if len(missing):
+            raise ValueError(
+                f"split.{config.protocol} leaves no {name} pixel for class {missing.tolist()}: "
+                "change split.block, split.guard_px, split.max_test or split.min_class"
+            )
+    return split
+
+
+def _train_count(count: int, available: int, config: SplitConfig) -> int:
+    """Training pixels of a class with ``count`` labelled pixels: never more than half of those."""
+    wanted = config.train_per_class or max(config.min_train, round(config.train_fraction * count))
+    limit = available // 2 if config.protocol == "random" else available
+    return max(min(wanted, limit, config.max_train_per_class), 1)
+
+
+def _training_side(
+    y: IntArray, x: IntArray, label: IntArray, kept: IntArray, config: SplitConfig,
+    rng: np.random.Generator,
+) -> NDArray[np.bool_]:  # fmt: skip
+    """Which pixels lie in training blocks: about half of the blocks, every class on both sides.
+
+    Blocks are taken in random order, classes with the fewest blocks first; a block joins the side on
+    which its classes are worse represented so far, relative to their total.
+    """
+    block = (y // config.block) * (int(x.max(initial=0)) // config.block + 1) + x // config.block
+    names, member = np.unique(block, return_inverse=True)
+    position = np.searchsorted(kept, np.where(np.isin(label, kept), label, kept[0]))
+    table = np.zeros((len(names), len(kept)))
+    np.add.at(table, (member, position), np.isin(label, kept).astype(float))
+    share = table / table.sum(axis=0)
+    rarity = 1 / (table > 0).sum(axis=0)
+    order = rng.permutation(len(names))
+    order = order[np.argsort(-(share * rarity).sum(axis=1)[order], kind="stable")]
+    have = np.zeros((2, len(kept)))
+    on_train = np.zeros(len(names), bool)
+    for b in order:
+        gain = [(share[b] * rarity * (1 - have[side])).sum() for side in (0, 1)]
+        side = int(gain[1] > gain[0]) if gain[0] != gain[1] else int(rng.integers(2))
+        have[side] += share[b]
+        on_train[b] = side == 0
+    return on_train[member]
+
+
+def near_any(
+    y: IntArray, x: IntArray, other_y: IntArray, other_x: IntArray, reach_before: int, reach_after: int
+) -> NDArray[np.bool_]:
+    """Whether a point (y, x) has another point in rows and columns -reach_before .. +reach_after.
+
+    Memory: the points are taken in bands of rows against the others that such a band can reach.
+    """
+    order = np.argsort(other_y, kind="stable")
+    other_y, other_x = other_y[order], other_x[order]
+    result = np.zeros(len(y), bool)
+    by_row = np.argsort(y, kind="stable")
+    for chunk in np.array_split(by_row, max(1, len(y) // 512)):
+        if not len(chunk):
+            continue
+        first = np.searchsorted(other_y, y[chunk].min() - reach_before)
+        last = np.searchsorted(other_y, y[chunk].max() + reach_after, side="right")
+        dy = other_y[None, first:last] - y[chunk, None]
+        dx = other_x[None, first:last] - x[chunk, None]
+        near = (dy >= -reach_before) & (dy <= reach_after) & (dx >= -reach_before) & (dx <= reach_after)
+        result[chunk] = near.any(axis=1)
+    return result
+
+
+def overlap(y: IntArray, x: IntArray, split: IntArray, before: int, after: int) -> float:
+    """Share of test pixels whose patch (``before`` .. ``after`` pixels round them) holds a training pixel."""
+    test, train = split == TEST, split == TRAIN
+    if not test.any():
+        return 0.0
+    return float(near_any(y[test], x[test], y[train], x[train], before, after).mean())

@@ -1,0 +1,124 @@
+"""Scene <-> windows <-> pixels: pure integer geometry.
+
+A scene of (height, width) pixels is cut into blocks of stride x stride pixels. Each block is seen
+through one window of size x size pixels that holds the block at offset ``before`` on either axis.
+With stride 1 every pixel has a window of its own and lies at index size // 2 of it, as in the paper.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Padding = Literal["zeros", "reflect"]
+IntArray = NDArray[np.int64]
+Read = Callable[[int, int, int, int], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig:
+    """How the scene is cut into windows."""
+
+    size: int = 48
+    """Side of a window (patch), pixels."""
+    stride: int = 1
+    """Side of the block that one window answers for, pixels; 1 = a window for every pixel (exact)."""
+    padding: Padding = "zeros"
+    """What lies beyond the scene's edge: zeros as in the paper, or the scene reflected."""
+
+    def __post_init__(self) -> None:
+        """Refuse windows that cannot hold their block."""
+        if self.size < 4:
+            raise ValueError(f"patches.size must be at least 4 pixels, found {self.size}")
+        if not 1 <= self.stride <= self.size:
+            raise ValueError(
+                f"patches.stride must lie in 1..patches.size ({self.size}), found {self.stride}"
+            )
+
+    @property
+    def before(self) -> int:
+        """Pixels of a window above (left of) its block."""
+        return (self.size - self.stride + 1) // 2
+
+    @property
+    def after(self) -> int:
+        """Pixels of a window below (right of) its block."""
+        return self.size - self.stride - self.before
+
+
+def block_origins(y: IntArray, x: IntArray, patches: PatchConfig) -> tuple[IntArray, IntArray]:
+    """First row and column of the block that holds each pixel (y, x)."""
+    return y // patches.stride * patches.stride, x // patches.stride * patches.stride
+
+
+def pad_index(start: int, stop: int, limit: int, padding: Padding) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Source index of each position in [start, stop) on an axis of ``limit`` samples.
+
+    Returns:
+        The index, always within [0, limit), and whether the position holds data. Reflection (about
+        the centre of the edge samples, as ``numpy.pad(mode="reflect")``) always does.
+    """
+    position = np.arange(start, stop, dtype=np.int64)
+    if padding == "zeros":
+        return np.clip(position, 0, limit - 1), (position >= 0) & (position < limit)
+    period = max(2 * (limit - 1), 1)
+    folded = np.abs((position + period * (1 + abs(start) // period)) % period)
+    return np.minimum(folded, period - folded) if limit > 1 else np.zeros_like(position), np.ones(
+        len(position), bool
+    )
+
+
+def read_padded(
+    read: Read, shape: tuple[int, int], y: tuple[int, int], x: tuple[int, int], padding: Padding
+) -> NDArray[np.float32]:
+    """Read rows y[0]..y[1] and columns x[0]..x[1], which may reach beyond the scene.
+
+    Args:
+        read: ``read(y0, y1, x0, x1)`` -> (channel, y1 - y0, x1 - x0), called once, inside the scene.
+        shape: (height, width) of the scene, pixels.
+        y: Half-open range of rows.
+        x: Half-open range of columns.
+        padding: What lies beyond the edge; zeros are returned as NaN, the mark of no data.
+    """
+    rows, row_inside = pad_index(*y, shape[0], padding)
+    cols, col_inside = pad_index(*x, shape[1], padding)
+    y0, x0 = int(rows.min()), int(cols.min())
+    source = read(y0, int(rows.max()) + 1, x0, int(cols.max()) + 1)
+    window = source[:, rows[:, None] - y0, cols[None, :] - x0].astype(np.float32)
+    window[:, ~(row_inside[:, None] & col_inside[None, :])] = np.nan
+    return window
+
+
+def windows_of_tile(tile_CHW: NDArray[np.float32], patches: PatchConfig) -> NDArray[np.float32]:
+    """All windows of a tile, in row-major order of their blocks.
+
+    Args:
+        tile_CHW: (channel, rows + size - stride, columns + size - stride): whole blocks plus halo.
+        patches: The geometry.
+
+    Returns:
+        (block, channel, size, size), a copy.
+
+    Raises:
+        ValueError: The tile does not hold whole blocks.
+    """
+    channels, height, width = tile_CHW.shape
+    extra = patches.size - patches.stride
+    if (height - extra) % patches.stride or (width - extra) % patches.stride:
+        raise ValueError(
+            f"a tile of whole {patches.stride}-pixel blocks plus a halo of {extra} was expected, "
+            f"found {height} x {width}"
+        )
+    view = np.lib.stride_tricks.sliding_window_view(tile_CHW, (patches.size, patches.size), (1, 2))
+    blocks = view[:, :: patches.stride, :: patches.stride].transpose(1, 2, 0, 3, 4)
+    return blocks.reshape(-1, channels, patches.size, patches.size)
+
+
+def blocks_to_tile(blocks_NPP: NDArray[np.generic], columns: int) -> NDArray[np.generic]:
+    """Lay blocks of (stride, stride) pixels, in row-major order, side by side: (rows, columns)."""
+    n, stride, _ = blocks_NPP.shape
+    across = columns // stride
+    grid = blocks_NPP.reshape(n // across, across, stride, stride)
+    return grid.transpose(0, 2, 1, 3).reshape(n // across * stride, columns)

@@ -1,0 +1,197 @@
+"""Stage ``classify``: train the ensemble on the training pixels' features, score it on the test pixels."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+import zarr
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from mtmsd.classifier import Ensemble, Head, train_member
+from mtmsd.metrics import Confusion
+from mtmsd.split import TEST, TRAIN, overlap
+from pipeline.artifacts import RunFolder, read_json, write_json
+from pipeline.cluster import IO_CPUS, metered, peak_rss, share_out
+from pipeline.config import Config
+from pipeline.extract import GROUP
+from pipeline.units import UnitSource, in_order
+
+
+def run(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """Write ``classifier/member_*.safetensors`` and ``metrics.json``; returns what was measured.
+
+    Members are trained side by side, one torch thread each, so their weights depend on the seed alone.
+    """
+    shares = share_out(config.cluster)
+    members = [m for m in range(config.classifier.members) if not folder.member(m).exists()]
+    split = _column(folder, "split")
+    groups = -(-len(split) // GROUP)
+    with metered("classify", config.classifier.members + groups, "members+groups") as (meter, record):
+        meter.add.remote(config.classifier.members - len(members), 0, 0, 0, 0)
+        if members:
+            total = int(ray.cluster_resources().get("CPU", 1))
+            workers = min(len(members), max(1, shares.num_gpus * shares.actors or total))
+            trainer = ray.train.torch.TorchTrainer(
+                _train_members,
+                train_loop_config={
+                    "config": config.model_dump(mode="json"), "folder": str(folder.path),
+                    "members": members, "meter": meter,
+                },
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=workers,
+                    use_gpu=bool(shares.num_gpus),
+                    resources_per_worker={"CPU": 0.5, "GPU": shares.num_gpus},
+                ),
+                run_config=ray.train.RunConfig(
+                    name=f"members-{os.getpid()}-{os.urandom(4).hex()}",
+                    storage_path=str(folder.classifier / "ray_train"),
+                    failure_config=ray.train.FailureConfig(max_failures=3),
+                ),
+            )  # fmt: skip
+            trainer.fit()
+        _write_history(config, folder)
+        codes = np.asarray(read_json(folder.selection)["codes"])
+        rows = ray.data.read_datasource(
+            UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20),
+            num_cpus=IO_CPUS,
+        ).map_batches(
+            _Scorer, fn_constructor_args=(config, folder, codes), batch_size=1, compute=shares.pool,
+            num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
+        )  # fmt: skip
+        confusion = Confusion(len(codes))
+        for row in in_order(rows.iter_rows()):
+            confusion.counts += row["confusion"]
+            meter.add.remote(1, int(row["pixels"]), int(row["bytes_read"]), 0, int(row["peak_rss"]))
+        write_json(folder.metrics, _metrics(config, folder, codes, confusion))
+        return record()
+
+
+def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
+    """The trained members of a run."""
+    heads = []
+    for index in range(config.classifier.members):
+        path = folder.member(index)
+        with safe_open(path, framework="pt") as file:
+            shape = json.loads(file.metadata()["shape"])
+        head = Head(config.classifier, config.fusion, *shape)
+        head.load_state_dict(load_file(path))
+        heads.append(head)
+    return Ensemble(heads, config.classifier.vote).to("cuda" if gpu else "cpu")
+
+
+def _column(folder: RunFolder, name: str) -> np.ndarray[Any, Any]:
+    group = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    return np.asarray(group[name][...])
+
+
+def _train_members(settings: dict[str, Any]) -> None:
+    """One worker trains every n-th member."""
+    config = Config.model_validate(settings["config"])
+    folder = RunFolder(Path(settings["folder"]))
+    torch.set_num_threads(1)
+    context = ray.train.get_context()
+    mine = settings["members"][context.get_world_rank() :: context.get_world_size()]
+    group = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    train = np.flatnonzero(np.asarray(group["split"][...]) == TRAIN)
+    codes = np.asarray(read_json(folder.selection)["codes"])
+    position = np.searchsorted(codes, np.asarray(group["label"][...])[train])
+    device = ray.train.torch.get_device()
+    centre, pooled = (torch.from_numpy(group[k].oindex[train]).to(device) for k in ("centre", "pooled"))
+    for member in mine:
+        head, history = train_member(
+            config.classifier, config.fusion, centre, pooled, torch.from_numpy(position).to(device),
+            len(codes), seed=config.seed, member=member,
+        )  # fmt: skip
+        metadata = {
+            "shape": json.dumps([centre.shape[1], centre.shape[2], len(codes)]),
+            "history": json.dumps(history),
+        }
+        path = folder.member(member)
+        weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
+        save_file(weights, path.with_suffix(".partial"), metadata)
+        path.with_suffix(".partial").rename(path)
+        settings["meter"].add.remote(1, 0, 0, path.stat().st_size, peak_rss())
+    ray.train.report({"members": len(mine)})
+
+
+def _write_history(config: Config, folder: RunFolder) -> None:
+    history = []
+    for member in range(config.classifier.members):
+        with safe_open(folder.member(member), framework="pt") as file:
+            epochs = json.loads(file.metadata()["history"])
+        history += [{"member": member, "epoch": i + 1} | epoch for i, epoch in enumerate(epochs)]
+    write_json(folder.classifier / "history.json", history)
+
+
+class _FeatureGroups:
+    """Unit = chunk of features.zarr."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def __call__(self, unit: int) -> dict[str, Any]:
+        group = zarr.open_group(self._folder.features, mode="r", use_consolidated=False)
+        rows = slice(unit * GROUP, (unit + 1) * GROUP)
+        row = {name: np.asarray(group[name][rows]) for name in ("centre", "pooled", "label", "split")}
+        return row | {"pixels": len(row["label"]), "bytes_read": row["centre"].nbytes + row["pooled"].nbytes}
+
+
+class _Scorer:
+    """Confusion of the test pixels of a chunk."""
+
+    def __init__(self, config: Config, folder: RunFolder, codes: np.ndarray[Any, Any]) -> None:
+        torch.set_num_threads(config.cluster.threads)
+        self._gpu = torch.cuda.is_available()
+        self._ensemble, self._codes = load_ensemble(config, folder, self._gpu), codes
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        test = batch["split"][0] == TEST
+        confusion = Confusion(len(self._codes))
+        if test.any():
+            device = "cuda" if self._gpu else "cpu"
+            centre, pooled = (torch.tensor(batch[k][0][test], device=device) for k in ("centre", "pooled"))
+            predicted = self._ensemble(centre, pooled).position_N.cpu().numpy()
+            confusion.update(np.searchsorted(self._codes, batch["label"][0][test]), predicted)
+        carried = {key: batch[key] for key in ("unit", "bytes_read")}
+        return carried | {
+            "confusion": confusion.counts[None], "pixels": np.array([test.sum()]),
+            "peak_rss": np.array([peak_rss()]),
+        }  # fmt: skip
+
+
+def _metrics(
+    config: Config, folder: RunFolder, codes: np.ndarray[Any, Any], confusion: Confusion
+) -> dict[str, Any]:
+    y, x, label, split = (_column(folder, name) for name in ("y_index", "x_index", "label", "split"))
+    scores = confusion.finish()
+    names = {code: name for code, name, _ in read_json(folder.selection)["classes"]}
+    per_class = [
+        {
+            "code": int(code), "name": names[int(code)],
+            "n_train": int(((label == code) & (split == TRAIN)).sum()),
+            "n_test": int(((label == code) & (split == TEST)).sum()),
+            "accuracy": accuracy,
+        }
+        for code, accuracy in zip(codes, scores["per_class"], strict=True)
+    ]  # fmt: skip
+    protocol = config.split
+    shown = {"protocol": protocol.protocol, "seed": config.seed, "guard_px": protocol.guard_px}
+    share = (
+        {"train_fraction": protocol.train_fraction} if protocol.train_per_class is None
+        else {"train_per_class": protocol.train_per_class}
+    )  # fmt: skip
+    size = config.patches.size
+    return {
+        "split": shown | share,
+        "n_train": int((split == TRAIN).sum()), "n_test": int((split == TEST).sum()),
+        "oa": scores["oa"], "aa": scores["aa"], "kappa": scores["kappa"],
+        "per_class": per_class, "confusion": scores["confusion"],
+        "overlap": overlap(y, x, split, size // 2, size - size // 2 - 1),
+    }  # fmt: skip

@@ -1,0 +1,183 @@
+"""Ray: start or join a cluster, share out its CPUs and GPUs, meter and show progress.
+
+Actors take 3/4 of a CPU per torch thread, so that reads and writes (1/4 CPU each) always find room:
+pools that take every CPU wait for ever for their input. Threads times actors are the cores.
+"""
+
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train tab
+
+import ray
+from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy, DataContext
+from tqdm import tqdm
+
+from pipeline.config import ClusterConfig
+from pipeline.errors import UserError
+
+IO_CPUS = 0.25
+"""CPUs of a read or write task."""
+_THREAD_CPUS = 0.75
+_ROOT = str(Path(__file__).resolve().parent.parent)
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the cluster of this job or of RAY_ADDRESS; without one, start Ray here and stop it at the end."""
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    joined = inside_job or "RAY_ADDRESS" in os.environ
+    started = not ray.is_initialized()
+    if started:
+        if not joined:  # the raylet's workers inherit it; a runtime_env would start each one anew
+            os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")])
+        context = ray.init(
+            address=None if joined else "local",
+            runtime_env=None if inside_job or not joined else {"env_vars": {"PYTHONPATH": _ROOT}},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=True,
+        )
+        if context.dashboard_url:
+            print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
+    _quiet_data()
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _quiet_data() -> None:
+    """Our own progress stands for Ray Data's; its log files stay."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.verbose_progress = False
+    context.execution_no_progress_timeout_s = -1  # a batch on a slow machine may take long
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What one actor or training worker gets."""
+
+    actors: int
+    threads: int
+    num_cpus: float
+    num_gpus: int
+    workers: int
+    worker_threads: int
+    worker_cpus: float
+
+    @property
+    def pool(self) -> ActorPoolStrategy:
+        """A pool of fixed size."""
+        return ActorPoolStrategy(size=self.actors)
+
+
+def share_out(config: ClusterConfig) -> Shares:
+    """Fit the configuration to the cluster.
+
+    Raises:
+        UserError: The cluster has too few CPUs or GPUs for the actors or workers that were asked for.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    use_gpu = gpus > 0 if config.gpu is None else config.gpu
+    if use_gpu and not gpus:
+        raise UserError("cluster.gpu: true, but the cluster has no GPU; set cluster.gpu=false")
+    actors = config.actors or (gpus if use_gpu else max(1, cpus // config.threads))
+    num_cpus = _THREAD_CPUS * config.threads
+    if actors * num_cpus + IO_CPUS > cpus or (use_gpu and actors > gpus):
+        raise UserError(
+            f"cluster.actors = {actors} with cluster.threads = {config.threads} need "
+            f"{actors * num_cpus + IO_CPUS:g} CPUs{f' and {actors} GPUs' if use_gpu else ''}; "
+            f"the cluster has {cpus} CPUs and {gpus} GPUs"
+        )
+    workers = config.train_workers
+    if use_gpu and workers > gpus:
+        raise UserError(f"cluster.train_workers = {workers} need as many GPUs; the cluster has {gpus}")
+    nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
+    worker_threads = config.train_threads or max(1, cpus // max(workers, nodes))
+    worker_cpus = max(0.25, min(worker_threads, cpus / workers) * 0.5)
+    return Shares(
+        actors, config.threads, num_cpus, int(use_gpu), workers, worker_threads, worker_cpus
+    )
+
+
+def peak_rss() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@ray.remote(num_cpus=0)
+class Meter:
+    """Counts what a stage's tasks report, from anywhere in the cluster."""
+
+    def __init__(self) -> None:
+        self._counts = {"units": 0, "pixels": 0, "bytes_read": 0, "bytes_written": 0, "peak_rss_bytes": 0}
+
+    def add(self, units: int, pixels: int, read: int, written: int, rss: int) -> None:
+        """Add finished work; the memory is a maximum."""
+        counts = self._counts
+        for name, value in zip(counts, (units, pixels, read, written), strict=False):
+            counts[name] += value
+        counts["peak_rss_bytes"] = max(counts["peak_rss_bytes"], rss)
+
+    def read(self) -> dict[str, int]:
+        """The counts so far."""
+        return dict(self._counts)
+
+
+@contextmanager
+def metered(stage: str, total: int, unit: str) -> Iterator[tuple[ActorHandle[Any], Callable[[], dict[str, Any]]]]:
+    """A meter whose count is shown as progress: done/total, rate, time left.
+
+    Yields:
+        The meter's handle, and a function that gives the stage's record so far.
+    """
+    meter = Meter.remote()
+    begun, stop = time.monotonic(), threading.Event()
+    shown = sys.stderr.isatty()
+    bar = tqdm(
+        total=total, desc=f"{stage:9}", unit=f" {unit}", file=sys.stderr, mininterval=0.2 if shown else 10,
+        dynamic_ncols=shown, ascii=not shown, leave=True,
+    )  # fmt: skip
+
+    def show() -> None:
+        done = ray.get(meter.read.remote())["units"]
+        bar.update(min(done, total) - bar.n)
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            show()
+
+    def record() -> dict[str, Any]:
+        counts = ray.get(meter.read.remote())
+        counts["peak_rss_bytes"] = max(counts["peak_rss_bytes"], peak_rss())
+        del counts["units"]
+        return counts | {"wall_s": time.monotonic() - begun}
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield meter, record
+        show()
+    finally:
+        stop.set()
+        watcher.join()
+        bar.close()
+        ray.kill(meter)

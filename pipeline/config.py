@@ -1,0 +1,213 @@
+"""The whole configuration: one section per part, in the order of the data, checked together.
+
+A section is the dataclass that stands beside the class it configures, so that ``mtmsd`` needs no
+configuration library. Files are YAML; ``--set section.key=value`` overrides; unknown keys are refused.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtmsd.classifier import ClassifierConfig
+from mtmsd.diffusion import DiffusionConfig
+from mtmsd.features import FeatureConfig, feature_width
+from mtmsd.fusion import FusionConfig
+from mtmsd.purify import PurifyConfig
+from mtmsd.spectral import ReduceConfig
+from mtmsd.split import SplitConfig
+from mtmsd.training import PretrainConfig
+from mtmsd.unet import UNetConfig
+from mtmsd.windows import PatchConfig
+from pipeline.errors import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MapConfig(_Section):
+    """The map and its unit of work."""
+
+    tile: int = Field(96, ge=1)
+    """Side of a tile, pixels: one row of the dataset, one chunk of the map; a multiple of patches.stride."""
+    pixels: int = Field(4096, ge=1)
+    """Pixels that the ensemble classifies at once."""
+
+
+class ClusterConfig(_Section):
+    """Who does the work. Only ``train_workers`` and ``threads`` touch results (in the last bits)."""
+
+    actors: int | None = Field(None, ge=1)
+    """Actors that extract features and map; absent: all CPUs / threads, or one per GPU."""
+    threads: int = Field(1, ge=1)
+    """Torch threads of an actor."""
+    train_workers: int = Field(1, ge=1)
+    """Data-parallel workers of pretraining."""
+    train_threads: int | None = Field(None, ge=1)
+    """Torch threads of a pretraining worker; absent: the node's CPUs shared by its workers."""
+    gpu: bool | None = None
+    """Whether actors and workers take a GPU each; absent: when the cluster has one."""
+
+
+class Config(_Section):
+    """Everything that decides a run, and its seed."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of training, splits and ensemble; the features' noise has its own."""
+    reduce: ReduceConfig = ReduceConfig()
+    patches: PatchConfig = PatchConfig()
+    unet: UNetConfig = UNetConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    features: FeatureConfig = FeatureConfig()
+    split: SplitConfig = SplitConfig()
+    purify: PurifyConfig = PurifyConfig()
+    fusion: FusionConfig = FusionConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    map: MapConfig = MapConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if self.patches.size % self.unet.downsampling:
+            raise ValueError(
+                f"patches.size must be a multiple of {self.unet.downsampling} (unet.multipliers has "
+                f"{len(self.unet.multipliers)} levels), found {self.patches.size}"
+            )
+        if self.features.stages[-1] >= self.unet.stages:
+            raise ValueError(
+                f"features.stages must be below {self.unet.stages}, the decoder stages of unet, "
+                f"found {self.features.stages[-1]}"
+            )
+        if self.features.timesteps[-1] >= self.diffusion.steps:
+            raise ValueError(
+                f"features.timesteps must be below diffusion.steps ({self.diffusion.steps}), "
+                f"found {self.features.timesteps[-1]}"
+            )
+        if self.map.tile % self.patches.stride:
+            raise ValueError(
+                f"map.tile must be a multiple of patches.stride ({self.patches.stride}), "
+                f"found {self.map.tile}"
+            )
+        if self.pretrain.batch % self.cluster.train_workers:
+            raise ValueError(
+                f"pretrain.batch must be a multiple of cluster.train_workers "
+                f"({self.cluster.train_workers}), found {self.pretrain.batch}"
+            )
+        return self
+
+    @property
+    def kept_channels(self) -> int:
+        """Channels that purification keeps of each kind of feature."""
+        width = feature_width(self.unet, self.features.stages, self.patches.size)
+        return max(1, round(self.purify.keep * width))
+
+
+def load_config(
+    path: str | Path | None, overrides: Sequence[str] = (), base: Config | None = None
+) -> Config:
+    """Read a YAML file (or take ``base``, or the defaults) and apply ``section.key=value`` overrides.
+
+    Raises:
+        UserError: The file is missing or no mapping, a key is unknown, a value has the wrong type,
+            or sections do not fit together.
+    """
+    values: Any = base.model_dump(mode="json") if base else {}
+    where = "configuration"
+    if path is not None:
+        where = str(path)
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise UserError(f"--config {path}: cannot be read ({error.strerror})") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"--config {path}: not valid YAML ({error})") from None
+        if not isinstance(values, dict):
+            raise UserError(f"--config {path}: expected sections, found {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"--set {override}: expected section.key=value")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {override}: {section} is a value, not a section")
+    values[last] = yaml.safe_load(text)
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint of pydantic as one sentence, with the nearest known key."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        *sections, last = [str(part) for part in first["loc"]]
+        known = _known_keys(sections)
+        close = difflib.get_close_matches(last, known, n=1)
+        hint = f"; did you mean {'.'.join([*sections, close[0]])}?" if close else f"; known: {', '.join(known)}"
+        return f"unknown key {key}{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    return f"{key}: {message[0].lower()}{message[1:]}, found {first['input']!r}"
+
+
+def _known_keys(sections: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for section in sections:
+        model = Config.model_fields[section].annotation
+    return sorted(getattr(model, "model_fields", None) or model.__dataclass_fields__)
+
+
+STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+    "reduce": ("reduce",),
+    "pretrain": ("seed", "patches", "unet", "diffusion", "pretrain"),
+    "extract": ("seed", "patches", "features", "split", "purify"),
+    "classify": ("seed", "fusion", "classifier"),
+    "map": ("patches", "map"),
+    "report": (),
+}
+"""The stages in order, and the sections that each one's result depends on (besides earlier stages)."""
+
+_WITHOUT_EFFECT = {("pretrain", "checkpoint_every"), ("map", "pixels")}
+
+
+def stage_settings(config: Config, stage: str) -> dict[str, Any]:
+    """The settings that the stage's own result depends on."""
+    values = config.model_dump(mode="json")
+    chosen = {section: values[section] for section in STAGE_SECTIONS[stage]}
+    for section, key in _WITHOUT_EFFECT & {(s, k) for s in chosen if s != "seed" for k in chosen[s]}:
+        del chosen[section][key]
+    if stage == "pretrain":
+        del chosen["patches"]["stride"]
+        chosen["train_workers"] = config.cluster.train_workers
+    return chosen
+
+
+def fingerprints(config: Config, inputs: dict[str, str]) -> dict[str, str]:
+    """Per stage, a hash of its settings, its inputs and all earlier stages.
+
+    Args:
+        config: The run's configuration.
+        inputs: Fingerprints that enter a stage from outside: ``reduce`` (the scene) and
+            ``extract`` (its labels).
+    """
+    result, chain = {}, ""
+    for stage in STAGE_SECTIONS:
+        text = json.dumps([chain, stage_settings(config, stage), inputs.get(stage)], sort_keys=True)
+        result[stage] = chain = hashlib.sha256(text.encode()).hexdigest()
+    return result

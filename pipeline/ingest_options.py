@@ -1,0 +1,173 @@
+"""The words of the ingest command line that are more than a number or a name."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+
+from pipeline.errors import UserError
+from pipeline.georeference import Transform, parse_crs
+
+
+def parse_numbers(text: str, count: int, option: str) -> tuple[float, ...]:
+    """Read "1,2.5,…": as many numbers as ``count``; UserError otherwise."""
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise UserError(
+            f"{option}: expected {count} number{'s' * (count > 1)} separated by commas, "
+            f"found {text!r}"
+        )
+    return numbers
+
+
+def parse_transform(
+    transform: str | None, pixel_size: str | None, origin: str | None
+) -> Transform | None:
+    """Return the transform from --transform, or from --pixel-size and --origin.
+
+    The origin is the outer corner of the first pixel; rows run towards smaller y.
+
+    Raises:
+        UserError: Numbers that do not fit, a pixel of no size, or both forms at once.
+    """
+    if transform is not None:
+        if pixel_size is not None or origin is not None:
+            raise UserError("--transform: give either it or --pixel-size with --origin, not both")
+        a, b, c, d, e, f = parse_numbers(transform, 6, "--transform")
+    elif pixel_size is None and origin is None:
+        return None
+    elif pixel_size is None or origin is None:
+        raise UserError("--pixel-size and --origin place a scene together: give both")
+    else:
+        x, y = parse_numbers(origin, 2, "--origin")
+        size = parse_numbers(pixel_size, 1 + pixel_size.count(","), "--pixel-size")
+        if len(size) > 2 or min(size) <= 0:
+            raise UserError(f"--pixel-size: expected SIZE or X,Y above 0, found {pixel_size!r}")
+        a, b, c, d, e, f = size[0], 0.0, x, 0.0, -size[-1], y
+    if a * e == b * d:
+        raise UserError(f"--transform: expected pixels with an area, found {transform!r}")
+    return a, b, c, d, e, f
+
+
+def parse_bands(text: str | None, bands: int) -> list[int]:
+    """Return the band numbers, counted from 0, that "0-3,100" names.
+
+    Raises:
+        UserError: No such list, bands that the source lacks, or none left.
+    """
+    chosen: set[int] = set()
+    for word in text.split(",") if text else ():
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+        if match is None:
+            raise UserError(f"--drop-bands: expected a list such as 0-3,100, found {text!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < bands:
+            raise UserError(
+                f"--drop-bands: expected bands from 0 to {bands - 1}, found {word.strip()}"
+            )
+        chosen.update(range(first, last + 1))
+    if len(chosen) == bands:
+        raise UserError(f"--drop-bands: {text} leaves none of the {bands} bands")
+    return sorted(chosen)
+
+
+def parse_wavelengths(text: str, bands: int) -> tuple[float, ...]:
+    """Return one wavelength in nm for each band of the source, before any is dropped.
+
+    Args:
+        text: "380:1050", spread evenly over the bands, or a file of numbers in nm.
+        bands: Bands of the source.
+
+    Raises:
+        UserError: No such file, no numbers, another count, or not plausible in nm.
+    """
+    match = re.fullmatch(r"([\d.]+):([\d.]+)", text)
+    try:
+        if match is not None:
+            values = np.linspace(float(match[1]), float(match[2]), bands)
+        else:
+            words = re.split(r"[\s,;]+", Path(text).read_text().strip())
+            values = np.array([float(word) for word in words])
+    except OSError as error:
+        raise UserError(
+            f"--wavelengths {text}: expected FIRST:LAST or a file, found {error.strerror}"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"--wavelengths {text}: expected numbers in nm: {error}") from error
+    if len(values) != bands:
+        raise UserError(
+            f"--wavelengths {text}: expected {bands} values, one for each band of the source, "
+            f"found {len(values)}"
+        )
+    if not (values > 100).all():
+        raise UserError(
+            f"--wavelengths {text}: expected nanometres, found {values.min():g} to "
+            f"{values.max():g}; multiply micrometres by 1000"
+        )
+    return tuple(values.tolist())
+
+
+def stored_fill(option: float | None, found: float | None, dtype: np.dtype[Any]) -> float | None:
+    """Return the fill value to store: the option, else the source's, else NaN for floats.
+
+    Raises:
+        UserError: The option is no value of the type.
+    """
+    if dtype.kind == "f":
+        return option if option is not None else found if found is not None else float("nan")
+    info = np.iinfo(dtype)
+    for value in (option, found):
+        fits = value is not None and value == np.floor(value) and info.min <= value <= info.max
+        if fits:
+            return value
+        if value is not None and value is option:
+            raise UserError(
+                f"--fill: expected a whole number from {info.min} to {info.max} for {dtype} "
+                f"data, found {value:g}"
+            )
+    return None
+
+
+def one_crs(option: str | None, found: str | None, where: str) -> str | None:
+    """Return the CRS of the scene as WKT from --crs and the source; UserError on conflict."""
+    if option is None:
+        return found
+    wanted = parse_crs(option, "--crs")
+    if found is not None and not same_crs(wanted, parse_crs(found, where)):
+        raise UserError(
+            f"{where}: geographic conflict: --crs says {wanted.name}, the source "
+            f"{parse_crs(found, where).name}; drop the option or reproject the source"
+        )
+    return wanted.to_wkt()
+
+
+def one_transform(option: Transform | None, found: Transform | None, where: str) -> Any:
+    """Return the transform of the scene from the options and the source; UserError on conflict."""
+    if option is None or found is None:
+        return option if option is not None else found
+    if not same_transform(option, found):
+        raise UserError(
+            f"{where}: geographic conflict: the options say transform {option}, the source "
+            f"{found}; drop the options"
+        )
+    return found
+
+
+def same_crs(one: pyproj.CRS, other: pyproj.CRS) -> bool:
+    """Whether two CRS are the same, in whatever dialect of WKT each is written."""
+    if one.equals(other, ignore_axis_order=True):
+        return True
+    codes = [crs.to_epsg(min_confidence=25) for crs in (one, other)]
+    return codes[0] is not None and codes[0] == codes[1]
+
+
+def same_transform(one: Transform, other: Transform) -> bool:
+    """Whether two transforms agree: sizes to 0.1 %, corners to half a pixel."""
+    size = abs(one[0] * one[4] - one[1] * one[3]) ** 0.5
+    scales = np.allclose(np.take(one, (0, 1, 3, 4)), np.take(other, (0, 1, 3, 4)), 0, size / 1000)
+    return scales and max(abs(one[2] - other[2]), abs(one[5] - other[5])) <= size / 2

@@ -1,0 +1,136 @@
+"""Stage ``map``: every pixel's class, confidence and entropy.
+
+One row is one tile of the map with its halo. One actor takes it through windows, U-Net features,
+purification, fusion and the ensemble; only the finished tile leaves the actor.
+"""
+
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from mtmsd.purify import Selection
+from mtmsd.windows import blocks_to_tile, windows_of_tile
+from pipeline.artifacts import RunFolder, read_json
+from pipeline.classes import table_of, to_attributes
+from pipeline.classify import load_ensemble
+from pipeline.cluster import IO_CPUS, metered, peak_rss, share_out
+from pipeline.config import Config
+from pipeline.export import write_cogs, write_overviews
+from pipeline.extract import make_extractor
+from pipeline.readers import Reduced, TileReader
+from pipeline.scene import Scene, write_georeference
+from pipeline.units import ChunkSink, Region, TileGrid, UnitSource
+
+ARRAYS = ("class", "confidence", "entropy")
+
+
+def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
+    """Write ``map.zarr``, ``map.tif`` and ``confidence.tif``; returns what was measured."""
+    grid = TileGrid(scene.height, scene.width, config.map.tile)
+    shares = share_out(config.cluster)
+    reduced = Reduced(str(folder.reduced))
+    with metered("map", len(grid), "tiles") as (meter, record):
+        _create(folder, scene, grid)
+        todo = folder.todo("map", range(len(grid)))
+        meter.add.remote(len(grid) - len(todo), 0, 0, 0, 0)
+        if todo:
+            side = grid.side + config.patches.size - config.patches.stride
+            reader = TileReader(reduced, grid, config.patches)
+            source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
+            dataset = ray.data.read_datasource(source, num_cpus=IO_CPUS).map_batches(
+                _MapActor, fn_constructor_args=(config, folder), batch_size=1, compute=shares.pool,
+                num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
+            )  # fmt: skip
+            dataset.write_datasink(
+                ChunkSink("map.zarr", folder.map, _Regions(grid), folder.markers("map"), meter),
+                ray_remote_args={"num_cpus": IO_CPUS},
+            )
+        write_overviews(folder.map, scene)
+        write_cogs(folder.map, scene, folder.path)
+        return record()
+
+
+class _Regions:
+    def __init__(self, grid: TileGrid) -> None:
+        self._grid = grid
+
+    def __call__(self, unit: int) -> dict[str, Region]:
+        y0, y1, x0, x1 = self._grid.bounds(unit)
+        return {name: (slice(y0, y1), slice(x0, x1)) for name in ARRAYS}
+
+
+class _MapActor:
+    """A tile of the reduced cube -> a tile of the map."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        torch.set_num_threads(config.cluster.threads)
+        gpu = torch.cuda.is_available()
+        self._config = config
+        self._extract = make_extractor(config, folder, gpu)
+        self._ensemble = load_ensemble(config, folder, gpu)
+        stored = read_json(folder.selection)
+        self._codes = np.asarray(stored["codes"])
+        selection = Selection.from_json(stored)
+        self._centre, self._pooled = list(selection.centre), list(selection.pooled)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Classify one tile."""
+        patches, side = self._config.patches, self._config.map.tile
+        cube = batch["cube"][0]
+        blocks = [
+            blocks_to_tile(part, side)[None]
+            for part in self._blocks(windows_of_tile(cube, patches))
+        ]
+        row = dict(zip(ARRAYS, blocks, strict=True))
+        carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
+        return row | carried | {"peak_rss": np.array([peak_rss()])}
+
+    def _blocks(self, windows_NCWW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+        """Class code, confidence and entropy of each window's block, (N, stride, stride)."""
+        stride, before = self._config.patches.stride, self._config.patches.before
+        inner = slice(before, before + stride)
+        valid = ~np.isnan(windows_NCWW[:, :, inner, inner]).any(axis=1)
+        shape = (len(windows_NCWW), stride, stride)
+        code, confidence, entropy = np.zeros(shape, np.int64), *(np.full((2, *shape), np.nan, np.float32))
+        wanted = np.flatnonzero(valid.any(axis=(1, 2)))
+        step = max(1, self._config.map.pixels // stride**2)
+        for start in range(0, len(wanted), step):
+            mine = wanted[start : start + step]
+            features = self._extract(torch.from_numpy(np.nan_to_num(windows_NCWW[mine])))
+            centre = features.centre_NPTD[..., self._centre].flatten(0, 1)
+            pooled = features.pooled_NTD[..., self._pooled].repeat_interleave(stride**2, dim=0)
+            answer = self._ensemble(centre, pooled)
+            size = (len(mine), stride, stride)
+            code[mine] = self._codes[answer.position_N.cpu().numpy()].reshape(size)
+            confidence[mine] = answer.confidence_N.cpu().numpy().reshape(size)
+            entropy[mine] = answer.entropy_N.cpu().numpy().reshape(size)
+        confidence[~valid], entropy[~valid] = np.nan, np.nan
+        return np.where(valid, code, 0), confidence, entropy
+
+
+def _create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
+    if folder.map.exists():
+        return
+    partial = folder.map.with_name("map.zarr.partial")
+    group = zarr.open_group(partial, mode="w")
+    classes = table_of([tuple(row) for row in read_json(folder.selection)["classes"]])
+    code_type = "uint8" if max(classes.codes) < 256 else "uint16"
+    about: dict[str, dict[str, Any]] = {
+        "class": {"long_name": "class", **to_attributes(classes)},
+        "confidence": {"long_name": "mean probability of the class over the ensemble", "units": "1"},
+        "entropy": {"long_name": "entropy of the ensemble's mean probabilities", "units": "nat"},
+    }
+    for name in ARRAYS:
+        integer = name == "class"
+        group.create_array(
+            name, shape=(scene.height, scene.width), chunks=(grid.side, grid.side),
+            dtype=code_type if integer else "float32", fill_value=0 if integer else float("nan"),
+            dimension_names=("y", "x"), compressors=ZstdCodec(level=3), attributes=about[name],
+        )  # fmt: skip
+    write_georeference(group, scene)
+    partial.rename(folder.map)

@@ -1,0 +1,101 @@
+"""What a command will do: which stages are done, which remain, and whether the folder fits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import STAGES, RunFolder, read_json
+from pipeline.config import Config, fingerprints, stage_settings
+from pipeline.errors import UserError
+from pipeline.model import MODEL_STAGES, check_model, model_fingerprint
+from pipeline.scene import Scene
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in order, with what each one's result depends on."""
+
+    scene_fingerprint: str
+    fingerprints: dict[str, str]
+    done: tuple[str, ...]
+    todo: tuple[str, ...]
+    forget: tuple[str, ...]
+    """Finished stages whose results the user asked to make again."""
+    model: Path | None
+
+    def table(self) -> str:
+        """One line per stage."""
+        state = {stage: "done" for stage in self.done} | {stage: "to do" for stage in self.todo}
+        state |= {stage: "to do again" for stage in self.forget if stage in self.todo}
+        return "\n".join(f"{stage:9} {state.get(stage, 'not asked for')}" for stage in STAGES)
+
+
+def make_plan(
+    config: Config, folder: RunFolder, scene: Scene, first: str | None, last: str | None, model: Path | None
+) -> Plan:
+    """Compare what is asked for with what the folder holds; changes nothing.
+
+    Raises:
+        UserError: The folder is of another scene or configuration, or a stage before ``first`` is
+            missing.
+    """
+    scene_fingerprint = scene.fingerprint()
+    folder.check_belongs(scene_fingerprint)
+    inputs = {"reduce": scene_fingerprint, "extract": scene.label_fingerprint() or "no labels"}
+    if model is not None:
+        check_model(model, scene)
+        inputs = {"reduce": scene_fingerprint + model_fingerprint(model)}
+    prints = fingerprints(config, inputs)
+    asked = STAGES if model is None else MODEL_STAGES
+    start = STAGES.index(first) if first else len(STAGES)
+    end = STAGES.index(last) + 1 if last else len(STAGES)
+    records = folder.records()
+    done, todo, forget = [], [], []
+    for index, stage in enumerate(STAGES):
+        record = records.get(stage)
+        if stage not in asked or index >= end and index < start:
+            continue
+        same = record is not None and record["fingerprint"] == prints[stage]
+        if record is not None and not same and index < start:
+            raise UserError(_changed(config, folder, stage))
+        if same and record is not None and record["status"] == "done" and index < start:
+            done.append(stage)
+            continue
+        if record is not None and index >= start and (not same or record["status"] == "done"):
+            forget.append(stage)
+        if index < end:
+            todo.append(stage)
+        if first and index < start:
+            raise UserError(
+                f"--from {first}: stage {stage} is not done in {folder.path}; leave --from out to do it"
+            )
+    if todo:
+        after = STAGES.index(todo[0])
+        forget = [s for s in STAGES[after:] if s in forget or (s in records and s not in todo)]
+    return Plan(scene_fingerprint, prints, tuple(done), tuple(todo), tuple(forget), model)
+
+
+def _changed(config: Config, folder: RunFolder, stage: str) -> str:
+    """Which setting differs from the run that made the stage."""
+    old = Config.model_validate(read_json(folder.run)["config"])
+    again = f"choose another --out, or --from {stage} to make it and later stages again"
+    for earlier in STAGES[: STAGES.index(stage) + 1]:
+        before, now = (_flat(stage_settings(c, earlier)) for c in (old, config))
+        for key in now:
+            if before[key] != now[key]:
+                return (
+                    f"--out {folder.path}: stage {earlier} was made with {key} = {before[key]}, the "
+                    f"command asks for {now[key]}; {again}"
+                )
+    return f"--out {folder.path}: stage {stage} was made from another scene, labels or model; {again}"
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """{"section": {"key": value}} -> {"section.key": value}."""
+    flat = {}
+    for section, values in settings.items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+        else:
+            flat[section] = values
+    return flat

@@ -1,0 +1,170 @@
+"""Stage ``pretrain``: the diffusion U-Net, trained without labels on patches streamed by Ray Data."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+from ray.actor import ActorHandle
+from safetensors.torch import load_file, save_file
+
+from mtmsd.diffusion import Schedule
+from mtmsd.training import Averaged, make_optimizer, pretrain_step
+from mtmsd.unet import UNet
+from pipeline.artifacts import RunFolder, write_json
+from pipeline.cluster import IO_CPUS, metered, peak_rss, share_out
+from pipeline.config import Config
+from pipeline.readers import PatchReader, Reduced
+from pipeline.scene import Scene
+from pipeline.units import UnitSource
+
+_REPORT_EVERY = 5
+
+
+def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> dict[str, Any]:
+    """Train with Ray Train and write ``pretrain/unet.safetensors``; returns what was measured.
+
+    Checkpoints lie in ``pretrain/``; the same run, started again, goes on from the last one.
+    """
+    shares = share_out(config.cluster)
+    with metered("pretrain", config.pretrain.steps, "steps") as (meter, record):
+        settings = {
+            "config": config.model_dump(mode="json"),
+            "reduced": str(folder.reduced),
+            "threads": shares.worker_threads,
+            "meter": meter,
+        }
+        trainer = ray.train.torch.TorchTrainer(
+            _train_loop,
+            train_loop_config=settings,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=shares.workers,
+                use_gpu=bool(shares.num_gpus),
+                resources_per_worker={"CPU": shares.worker_cpus, "GPU": shares.num_gpus},
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"diffusion-{fingerprint[:8]}",
+                storage_path=str(folder.pretrain),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                failure_config=ray.train.FailureConfig(max_failures=3),
+            ),
+        )
+        checkpoint = trainer.fit().checkpoint
+        with checkpoint.as_directory() as directory:
+            _publish(config, folder, Path(directory), Reduced(str(folder.reduced)).shape[0])
+        return record()
+
+
+def load_unet(path: Path) -> UNet:
+    """The trained U-Net (averaged weights) with the configuration in its file's metadata."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    config = Config.model_validate({"unet": json.loads(metadata["unet"])})
+    unet = UNet(config.unet, int(metadata["components"]))
+    unet.load_state_dict(load_file(path))
+    return unet
+
+
+def _publish(config: Config, folder: RunFolder, checkpoint: Path, components: int) -> None:
+    state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    settings = config.model_dump(mode="json")
+    metadata = {key: json.dumps(settings[key]) for key in ("unet", "diffusion", "patches", "pretrain")}
+    metadata |= {"components": str(components), "steps": str(state["step"])}
+    partial = folder.unet.with_suffix(".partial")
+    save_file({name: value.contiguous() for name, value in state["averaged"].items()}, partial, metadata)
+    batch = config.pretrain.batch
+    history = [
+        {"step": step, "images": step * batch, "loss": loss} for step, loss in state["history"]
+    ]
+    write_json(folder.pretrain / "history.json", history)
+    partial.rename(folder.unet)
+
+
+def _train_loop(settings: dict[str, Any]) -> None:
+    """One worker: its share of every step, from the last checkpoint on."""
+    config = Config.model_validate(settings["config"])
+    torch.set_num_threads(settings["threads"])
+    context = ray.train.get_context()
+    workers, rank = context.get_world_size(), context.get_world_rank()
+    per_worker = config.pretrain.batch // workers
+    share = slice(rank * per_worker, (rank + 1) * per_worker)
+    reduced = Reduced(settings["reduced"])
+    device = ray.train.torch.get_device()
+    torch.manual_seed(config.seed)
+    unet = UNet(config.unet, reduced.shape[0]).to(device, memory_format=torch.channels_last)
+    optimizer, averaged = make_optimizer(unet, config.pretrain), Averaged(unet, config.pretrain.ema)
+    start, history = 0, []
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as directory:
+            state = torch.load(Path(directory) / "state.pt", map_location=device, weights_only=True)
+        unet.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        averaged.weights, start, history = state["averaged"], state["step"], state["history"]
+    model = ray.train.torch.prepare_model(unet, move_to_device=False)
+    schedule = Schedule(config.diffusion)
+    meter: ActorHandle[Any] | None = settings["meter"] if rank == 0 else None
+    _count(meter, start, 0)
+    losses: list[float] = []
+    for step, patches in _patches(config, reduced, share, start, device):
+        losses.append(
+            pretrain_step(
+                model, optimizer, schedule, config.pretrain, patches, seed=config.seed, step=step, share=share
+            )
+        )
+        averaged.update(unet, step)
+        done = step + 1
+        last = done == config.pretrain.steps
+        saved = done % config.pretrain.checkpoint_every == 0 or last
+        if done % _REPORT_EVERY == 0 or saved:
+            _count(meter, len(losses), config.pretrain.batch * config.patches.size**2 * len(losses))
+            history.append((done, float(np.mean(losses))))
+            losses = []
+        if saved:
+            state = {
+                "model": unet.state_dict(), "averaged": averaged.weights, "step": done,
+                "optimizer": optimizer.state_dict(), "history": history,
+            }  # fmt: skip
+            _checkpoint(state if rank == 0 else None, done, history[-1][1])
+
+
+def _patches(config: Config, reduced: Reduced, share: slice, start: int, device: torch.device) -> Any:
+    """(step, patches) of this worker, streamed in order by Ray Data."""
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    steps = range(start, config.pretrain.steps)
+    size = (share.stop - share.start) * reduced.shape[0] * config.patches.size**2 * 4
+    reader = PatchReader(reduced, config.patches, config.pretrain, config.seed, share)
+    source = UnitSource("pretrain: patches", steps, reader, size)
+    dataset = ray.data.read_datasource(source, num_cpus=IO_CPUS, concurrency=1)
+    for batch in dataset.iter_batches(batch_size=1, prefetch_batches=8):
+        yield int(batch["unit"][0]), torch.tensor(batch["patches"][0], device=device)
+
+
+def _count(meter: ActorHandle[Any] | None, steps: int, pixels: int) -> None:
+    if meter is not None:
+        meter.add.remote(steps, pixels, pixels * 4, 0, peak_rss())
+
+
+def _checkpoint(state: dict[str, Any] | None, step: int, loss: float) -> None:
+    """Report to Ray Train; rank 0 hands over the state."""
+    metrics = {"step": step, "loss": loss}
+    name = f"step-{step:08d}"
+    if state is None:
+        ray.train.report(metrics, checkpoint_dir_name=name)
+        return
+    directory = tempfile.mkdtemp()
+    try:
+        torch.save(state, Path(directory) / "state.pt")
+        ray.train.report(
+            metrics, checkpoint=ray.train.Checkpoint.from_directory(directory), checkpoint_dir_name=name
+        )
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""Readers of units: scene tiles, tiles of the reduced cube with their halo, windows, training patches.
+
+Each is a small picklable value; arrays are opened, and decoded chunks kept, in the process that reads.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from mtmsd.training import PretrainConfig, draw_patches, turned
+from mtmsd.windows import PatchConfig, read_padded
+from pipeline.scene import Scene
+from pipeline.units import Row, TileGrid
+
+_CHUNKS_KEPT = 64
+
+
+@dataclass(frozen=True)
+class SceneReader:
+    """Unit = tile of the scene, without halo: ``cube`` (band, y, x) padded to whole tiles with NaN."""
+
+    scene: Scene
+    grid: TileGrid
+
+    def __call__(self, unit: int) -> Row:
+        """Read a tile."""
+        y0, y1, x0, x1 = self.grid.bounds(unit)
+        cube = np.full((self.scene.bands, self.grid.side, self.grid.side), np.nan, np.float32)
+        cube[:, : y1 - y0, : x1 - x0] = self.scene.read(y0, y1, x0, x1)
+        return {"cube": cube, "pixels": (y1 - y0) * (x1 - x0), "bytes_read": cube.nbytes}
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The reduced cube on disk: (component, y, x) float32, NaN = no data."""
+
+    path: str
+
+    @property
+    def array(self) -> zarr.Array[Any]:
+        """The array, opened once per process."""
+        return _opened(self.path)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(components, height, width)."""
+        return cast(tuple[int, int, int], self.array.shape)
+
+    def read(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
+        """Pixels inside the scene, from decoded chunks that are kept for the next read."""
+        side_y, side_x = self.array.chunks[1:]
+        result = np.empty((self.shape[0], y1 - y0, x1 - x0), np.float32)
+        for row in range(y0 // side_y, -(-y1 // side_y)):
+            for column in range(x0 // side_x, -(-x1 // side_x)):
+                top, left = row * side_y, column * side_x
+                a0, a1 = max(y0, top), min(y1, top + side_y)
+                b0, b1 = max(x0, left), min(x1, left + side_x)
+                chunk = _chunk(self.path, row, column)
+                result[:, a0 - y0 : a1 - y0, b0 - x0 : b1 - x0] = chunk[
+                    :, a0 - top : a1 - top, b0 - left : b1 - left
+                ]
+        return result
+
+    def window(self, y0: int, y1: int, x0: int, x1: int, patches: PatchConfig) -> NDArray[np.float32]:
+        """A region that may reach beyond the scene."""
+        return read_padded(self.read, self.shape[1:], (y0, y1), (x0, x1), patches.padding)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: str) -> zarr.Array[Any]:
+    return cast("zarr.Array[Any]", zarr.open_group(path, mode="r", use_consolidated=False)["reduced"])
+
+
+@lru_cache(maxsize=_CHUNKS_KEPT)
+def _chunk(path: str, row: int, column: int) -> NDArray[np.float32]:
+    return np.asarray(_opened(path).get_block_selection((0, row, column)), np.float32)
+
+
+@dataclass(frozen=True)
+class TileReader:
+    """Unit = tile of the map: ``cube`` (component, side + halo, side + halo), beyond the scene padded."""
+
+    reduced: Reduced
+    grid: TileGrid
+    patches: PatchConfig
+
+    def __call__(self, unit: int) -> Row:
+        """Read a tile and its halo."""
+        y0, y1, x0, x1 = self.grid.bounds(unit)
+        side, before, after = self.grid.side, self.patches.before, self.patches.after
+        cube = self.reduced.window(y0 - before, y0 + side + after, x0 - before, x0 + side + after, self.patches)
+        return {"cube": cube, "pixels": (y1 - y0) * (x1 - x0), "bytes_read": cube.nbytes}
+
+
+@dataclass(frozen=True)
+class WindowReader:
+    """Unit = group of pixels: the distinct ``windows`` that see them, and which pixel lies where.
+
+    ``window`` and ``offset`` tell each pixel's window and its index in that window's block; both are
+    padded to ``group`` with -1, and windows to ``group`` with zeros.
+    """
+
+    reduced: Reduced
+    patches: PatchConfig
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    group: int
+
+    def __call__(self, unit: int) -> Row:
+        """Read the windows of pixels unit * group .. (unit + 1) * group."""
+        mine = slice(unit * self.group, (unit + 1) * self.group)
+        y, x, stride, size = self.y[mine], self.x[mine], self.patches.stride, self.patches.size
+        blocks, window = np.unique(np.stack([y // stride, x // stride]), axis=1, return_inverse=True)
+        windows = np.zeros((self.group, self.reduced.shape[0], size, size), np.float32)
+        for i, (row, column) in enumerate(blocks.T * stride - self.patches.before):
+            windows[i] = self.reduced.window(row, row + size, column, column + size, self.patches)
+        positions = np.full((2, self.group), -1, np.int64)
+        positions[0, : len(y)] = window
+        positions[1, : len(y)] = y % stride * stride + x % stride
+        return {
+            "windows": windows, "count": blocks.shape[1], "window": positions[0], "offset": positions[1],
+            "pixels": len(y), "bytes_read": windows.nbytes,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PatchReader:
+    """Unit = training step: this worker's ``patches`` (share, component, size, size), NaN = no data."""
+
+    reduced: Reduced
+    patches: PatchConfig
+    pretrain: PretrainConfig
+    seed: int
+    share: slice
+
+    def __call__(self, unit: int) -> Row:
+        """Read the share of step ``unit``."""
+        _, height, width = self.reduced.shape
+        size, before = self.patches.size, self.patches.size // 2
+        draw = draw_patches(self.seed, unit, self.pretrain, height, width, before)
+        stack = [
+            turned(self.reduced.window(y, y + size, x, x + size, self.patches), turn)
+            for y, x, turn in zip(draw.y[self.share], draw.x[self.share], draw.turn[self.share], strict=True)
+        ]
+        return {"patches": np.stack(stack)}

@@ -1,0 +1,137 @@
+"""Stage ``reduce``: statistics of the spectra, and the reduced cube that all later stages read."""
+
+from typing import Any
+
+import numpy as np
+import ray.data
+import zarr
+from zarr.codecs import ZstdCodec
+
+from mtmsd.spectral import Moments, Projection, fit_projection
+from pipeline.artifacts import RunFolder, read_json, write_json
+from pipeline.cluster import IO_CPUS, metered, peak_rss
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.readers import SceneReader
+from pipeline.scene import Scene, write_georeference
+from pipeline.units import ChunkSink, Region, Row, TileGrid, UnitSource, in_order
+
+
+def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
+    """Write ``spectral.json`` and ``reduced.zarr``; returns what was measured.
+
+    A ``spectral.json`` that is there already (an interrupted run, or a model made elsewhere) is used.
+
+    Raises:
+        UserError: The scene holds no valid pixel, or too few bands for the components.
+    """
+    grid = reduced_grid(scene)
+    passes = 1 if folder.spectral.exists() else 2
+    with metered("reduce", passes * len(grid), "tiles") as (meter, record):
+        if passes == 2:
+            write_json(folder.spectral, _statistics(config, scene, grid, meter))
+        spectral = read_json(folder.spectral)
+        _create(folder, scene, grid, len(spectral["scale"]))
+        todo = folder.todo("reduce", range(len(grid)))
+        meter.add.remote(len(grid) - len(todo), 0, 0, 0, 0)
+        if todo:
+            dataset = _tiles("reduce: scene", scene, grid, todo).map_batches(
+                _project, batch_size=1, num_cpus=IO_CPUS, fn_kwargs={"spectral": spectral}
+            )
+            regions = _Regions(grid)
+            dataset.write_datasink(
+                ChunkSink("reduced.zarr", folder.reduced, regions, folder.markers("reduce"), meter),
+                ray_remote_args={"num_cpus": IO_CPUS},
+            )
+        return record()
+
+
+def reduced_grid(scene: Scene) -> TileGrid:
+    """Chunks of the reduced cube: those of the scene where they are of a handy size."""
+    return TileGrid(scene.height, scene.width, int(np.clip(max(scene.chunk), 64, 256)))
+
+
+def _tiles(name: str, scene: Scene, grid: TileGrid, units: list[int]) -> ray.data.Dataset:
+    source = UnitSource(name, units, SceneReader(scene, grid), scene.bands * grid.side**2 * 4)
+    return ray.data.read_datasource(source, num_cpus=IO_CPUS)
+
+
+def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dict[str, Any]:
+    """One pass over the scene: which bands hold data, and the moments of the pixels that do.
+
+    A tile cannot know whether a band that is empty in it is empty everywhere. It sums over the bands
+    that hold data in it; a tile without a band that has data elsewhere has no valid pixel at all.
+    """
+    total = np.zeros(scene.bands, np.int64)
+    by_bands: dict[bytes, Moments] = {}
+    partial = _tiles("reduce: statistics", scene, grid, list(range(len(grid)))).map_batches(
+        _tile_moments, batch_size=1, num_cpus=IO_CPUS
+    )
+    for row in in_order(partial.iter_rows()):
+        total += row["valid"]
+        key = (row["valid"] > 0).tobytes()
+        part = Moments(int((row["valid"] > 0).sum()))
+        part.count, part.mean_B, part.scatter_BB = int(row["count"]), row["mean"], row["scatter"]
+        keep = row["valid"] > 0
+        part.mean_B, part.scatter_BB = part.mean_B[keep], part.scatter_BB[np.ix_(keep, keep)]
+        by_bands.setdefault(key, Moments(len(part.mean_B))).merge(part)
+        meter.add.remote(1, 0, int(row["bytes_read"]), 0, int(row["peak_rss"]))
+    used = np.flatnonzero(total > 0)
+    moments = by_bands.get((total > 0).tobytes(), Moments(len(used)))
+    if moments.count == 0:
+        raise UserError(
+            f"scene {scene.url}: expected pixels with data in every band that holds any, found none"
+        )
+    try:
+        projection = fit_projection(moments, config.reduce)
+    except ValueError as error:
+        raise UserError(f"scene {scene.url}: {error}") from None
+    return projection.as_json() | {
+        "bands_used": used.tolist(), "bands_dropped": np.flatnonzero(total == 0).tolist(),
+        "bands": scene.bands, "wavelength_nm": scene.wavelength_nm, "valid_pixels": moments.count,
+    }  # fmt: skip
+
+
+def _tile_moments(batch: dict[str, Any]) -> dict[str, Any]:
+    cube = batch["cube"][0]
+    bands = len(cube)
+    valid = np.isfinite(cube).sum(axis=(1, 2))
+    moments = Moments(int((valid > 0).sum()))
+    moments.update(cube[valid > 0].reshape(moments.mean_B.size, -1).T)
+    mean, scatter = np.zeros(bands), np.zeros((bands, bands))
+    mean[valid > 0] = moments.mean_B
+    scatter[np.ix_(valid > 0, valid > 0)] = moments.scatter_BB
+    return {
+        "unit": batch["unit"], "bytes_read": batch["bytes_read"], "valid": valid[None], "mean": mean[None],
+        "count": np.array([moments.count]), "scatter": scatter[None], "peak_rss": np.array([peak_rss()]),
+    }  # fmt: skip
+
+
+def _project(batch: dict[str, Any], spectral: dict[str, Any]) -> Row:
+    cube = batch["cube"][0][np.asarray(spectral["bands_used"])]
+    reduced = Projection.from_json(spectral).apply(cube)[None]
+    carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
+    return carried | {"reduced": reduced, "peak_rss": np.array([peak_rss()])}
+
+
+class _Regions:
+    def __init__(self, grid: TileGrid) -> None:
+        self._grid = grid
+
+    def __call__(self, unit: int) -> dict[str, Region]:
+        y0, y1, x0, x1 = self._grid.bounds(unit)
+        return {"reduced": (slice(None), slice(y0, y1), slice(x0, x1))}
+
+
+def _create(folder: RunFolder, scene: Scene, grid: TileGrid, components: int) -> None:
+    if folder.reduced.exists():
+        return
+    partial = folder.reduced.with_name("reduced.zarr.partial")
+    group = zarr.open_group(partial, mode="w")
+    group.create_array(
+        "reduced", shape=(components, scene.height, scene.width), chunks=(components, grid.side, grid.side),
+        dtype="float32", fill_value=float("nan"), dimension_names=("component", "y", "x"),
+        compressors=ZstdCodec(level=1), attributes={"long_name": "principal component score", "units": "1"},
+    )  # fmt: skip
+    write_georeference(group, scene)
+    partial.rename(folder.reduced)

@@ -1,0 +1,181 @@
+"""The command: a scene through every stage, from wherever an earlier run stopped.
+
+``python pipeline/run.py SCENE`` on one machine; ``ray job submit --working-dir . -- python
+pipeline/run.py SCENE`` on a cluster.
+"""
+
+import importlib.metadata
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import click
+import yaml
+
+from pipeline.artifacts import STAGES, RunFolder, read_json, write_json
+from pipeline.config import Config, load_config
+from pipeline.errors import UserError
+from pipeline.model import adopt_model, model_config
+from pipeline.plan import Plan, make_plan
+from pipeline.scene import Scene, open_scene
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@click.command()
+@click.argument("scene", required=False)
+@click.option("--config", "config_file", metavar="FILE", help="YAML configuration; see configs/.")
+@click.option("--out", metavar="DIR", help="Run folder (default: runs/<scene name>).")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override, e.g. seed=1.")
+@click.option("--from", "first", metavar="STAGE", help="Do this stage and later ones again.")
+@click.option("--until", "last", metavar="STAGE", help="Stop after this stage.")
+@click.option("--model", metavar="RUN_DIR", help="Map with the trained parts of an earlier run.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and stop.")
+@click.option("--demo", is_flag=True, help="Make a small synthetic city scene and map it.")
+def main(
+    scene: str | None,
+    config_file: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    first: str | None,
+    last: str | None,
+    model: str | None,
+    dry_run: bool,
+    demo: bool,
+) -> None:
+    """Classify every pixel of SCENE (a Zarr group): reduce, pretrain, extract, classify, map, report."""
+    for option, stage in (("--from", first), ("--until", last)):
+        if stage is not None and stage not in STAGES:
+            raise UserError(f"{option} {stage}: expected one of {', '.join(STAGES)}")
+    if demo == (scene is not None):
+        raise UserError("expected a SCENE or --demo, one of the two; see --help")
+    folder = RunFolder(Path(out or f"runs/{'demo' if demo else Path(str(scene)).stem}").resolve())
+    if model is not None:
+        config = model_config(Path(model), config_file, overrides)
+    else:
+        config = load_config(config_file or (_ROOT / "configs/demo.yaml" if demo else None), overrides)
+    opened = open_scene(_demo_scene(folder) if demo else str(scene))
+    if config.reduce.components > opened.bands:
+        raise UserError(
+            f"reduce.components must be at most the {opened.bands} bands of {opened.url}, "
+            f"found {config.reduce.components}"
+        )
+    plan = make_plan(config, folder, opened, first, last, Path(model) if model else None)
+    if dry_run:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        print(plan.table())
+        return
+    _execute(config, folder, opened, plan)
+    _summary(folder)
+
+
+def _demo_scene(folder: RunFolder) -> str:
+    from pipeline.demo import make_demo_scene
+
+    path = folder.path / "scene.zarr"
+    if not path.exists():
+        make_demo_scene(path)
+    return str(path)
+
+
+def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    packages = ("ray", "torch", "zarr", "xarray", "numpy")
+    about = {
+        "config": config.model_dump(mode="json"),
+        "seed": config.seed,
+        "scene": {"url": scene.url, "fingerprint": plan.scene_fingerprint, "bands": scene.bands,
+                  "height": scene.height, "width": scene.width},
+        "versions": {"python": sys.version.split()[0]}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "model": str(plan.model) if plan.model else None,
+    }  # fmt: skip
+    write_json(folder.run, about)
+    for stage in plan.forget:
+        folder.forget(stage)
+    if plan.model:
+        adopt_model(plan.model, folder)
+    if not plan.todo:
+        return
+    from pipeline.cluster import ray_session
+
+    with ray_session():
+        runners = _runners(config, folder, scene, plan)
+        for stage in plan.todo:
+            folder.begin(stage, plan.fingerprints[stage])
+            measured = runners[stage]()
+            folder.finish(stage, **measured)
+            if stage == "reduce":
+                _say_dropped(folder)
+
+
+def _runners(
+    config: Config, folder: RunFolder, scene: Scene, plan: Plan
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What each stage calls; stages know the run folder, never each other's turn."""
+    from pipeline import classify, extract, pretrain, reduce
+    from pipeline import map as map_stage
+
+    def write_report() -> dict[str, Any]:
+        from pipeline import report
+
+        begun = time.monotonic()
+        page = report.write_report(folder.path, scene)
+        return {
+            "pixels": scene.height * scene.width, "bytes_read": 0, "bytes_written": page.stat().st_size,
+            "peak_rss_bytes": 0, "wall_s": time.monotonic() - begun,
+        }  # fmt: skip
+
+    return {
+        "reduce": lambda: reduce.run(config, folder, scene),
+        "pretrain": lambda: pretrain.run(config, folder, scene, plan.fingerprints["pretrain"]),
+        "extract": lambda: extract.run(config, folder, scene),
+        "classify": lambda: classify.run(config, folder),
+        "map": lambda: map_stage.run(config, folder, scene),
+        "report": write_report,
+    }
+
+
+def _say_dropped(folder: RunFolder) -> None:
+    dropped = read_json(folder.spectral)["bands_dropped"]
+    if dropped:
+        print(f"bands without data, left out: {', '.join(map(str, dropped))}", file=sys.stderr)
+
+
+def _summary(folder: RunFolder) -> None:
+    if folder.metrics.exists():
+        metrics = read_json(folder.metrics)
+        print(
+            f"OA {metrics['oa']:.4f}  AA {metrics['aa']:.4f}  kappa {metrics['kappa']:.4f}  "
+            f"({metrics['split']['protocol']} split, {metrics['n_train']} training and "
+            f"{metrics['n_test']} test pixels)"
+        )
+    for name in ("map.zarr", "map.tif", "report.html"):
+        if (folder.path / name).exists():
+            print(f"{name:12} {folder.path / name}")
+
+
+def cli(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 done, 2 the user can fix it (one ``error:`` line), 1 anything else."""
+    try:
+        main.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        return 2
+    except click.Abort:
+        print("error: interrupted; the same command resumes", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

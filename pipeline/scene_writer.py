@@ -1,0 +1,198 @@
+"""Write a scene: reflectance, labels, wavelengths and grid, lazily and all or nothing."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from dask.base import compute
+from zarr.codecs import BloscCodec
+
+from pipeline import georeference
+from pipeline.classes import ClassTable, to_attributes
+from pipeline.errors import UserError
+from pipeline.georeference import Transform
+from pipeline.scene_arrays import encode_fill
+
+# A label chunk covers 8 x 8 chunks of reflectance: still small, and few files.
+_LABEL_CHUNKS = 8
+
+
+def write_scene(
+    path: str | Path,
+    reflectance: Any,
+    *,
+    wavelength_nm: Any = None,
+    crs: str | None = None,
+    transform: Transform | None = None,
+    labels: Any = None,
+    classes: ClassTable | None = None,
+    scale_factor: float | None = None,
+    add_offset: float | None = None,
+    fill_value: float | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    chunk: int = 128,
+    bands_per_chunk: int | None = None,
+) -> None:
+    """Write a scene as a Zarr v3 group; it appears under ``path`` once it is complete.
+
+    Args:
+        path: A local path where nothing lies yet.
+        reflectance: NumPy or dask array (band, y, x); dask arrays are computed block by block.
+        wavelength_nm: One value for each band.
+        crs: What pyproj understands: "EPSG:26915", WKT, ….
+        transform: (a, b, c, d, e, f) in rasterio's order.
+        labels: NumPy or dask array (y, x) of codes, 0 = unlabelled.
+        classes: The classes of the labels.
+        scale_factor: CF packing: reflectance = stored * scale_factor + add_offset.
+        add_offset: See scale_factor.
+        fill_value: The stored value that means "no data".
+        attributes: Attributes of the group.
+        chunk: Pixels to a side of a reflectance chunk.
+        bands_per_chunk: Bands of a chunk, by default all.
+
+    Raises:
+        UserError: Something lies at ``path``, or shapes, codes or the CRS do not fit.
+    """
+    target = _free_path(path)
+    reflectance = da.asarray(reflectance)
+    _check_shapes(reflectance, wavelength_nm, labels, target)
+    crs_wkt = georeference.parse_crs(crs, str(target)).to_wkt() if crs else None
+    described = _packing(scale_factor, add_offset, fill_value, reflectance.dtype)
+    if wavelength_nm is not None:
+        described["coordinates"] = "wavelength"
+    chunks = (bands_per_chunk or reflectance.shape[0], chunk, chunk)
+    with _appearing(target) as partial:
+        group = zarr.create_group(partial, zarr_format=3, attributes=dict(attributes or {}))
+        stored = [_create(group, "reflectance", reflectance, chunks, fill_value, described)]
+        if labels is not None:
+            codes, table = _label_codes(labels, classes, target)
+            side = _LABEL_CHUNKS * chunk
+            stored.append(_create(group, "labels", codes, (side, side), 0, table))
+        sources, targets = zip(*stored, strict=True)
+        da.store(list(sources), list(targets), lock=False)
+        _add_wavelengths(group, wavelength_nm)
+        centres = (
+            georeference.pixel_centres(transform, *reflectance.shape[1:]) if transform else None
+        )
+        georeference.write_grid(group, crs_wkt, transform, *(centres or (None, None)))
+        georeference.consolidate(group)
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """Give a sibling to write into, which becomes the target unless something fails."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.rename(_free_path(target))
+    except OSError as error:
+        raise UserError(f"scene {target}: could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _free_path(path: str | Path) -> Path:
+    """Return the absolute path, after checking that nothing lies there."""
+    if "://" in str(path):
+        raise UserError(
+            f"scene {path}: scenes are written to a local path; write it there, then copy it"
+        )
+    target = Path(path).resolve()
+    if target.exists():
+        raise UserError(f"scene {target}: exists already; choose another path or remove it")
+    return target
+
+
+def _check_shapes(reflectance: Any, wavelength_nm: Any, labels: Any, target: Path) -> None:
+    """Raise UserError unless reflectance is (band, y, x) numbers and the rest fits it."""
+    if reflectance.ndim != 3 or 0 in reflectance.shape or reflectance.dtype.kind not in "iuf":
+        raise UserError(
+            f"scene {target}: reflectance must be integer or float (band, y, x), found "
+            f"{reflectance.dtype} with shape {reflectance.shape}"
+        )
+    if wavelength_nm is not None and len(wavelength_nm) != reflectance.shape[0]:
+        raise UserError(
+            f"scene {target}: expected one wavelength for each of the {reflectance.shape[0]} "
+            f"bands, found {len(wavelength_nm)}"
+        )
+    if labels is not None and labels.shape != reflectance.shape[1:]:
+        raise UserError(
+            f"scene {target}: labels must have the shape {reflectance.shape[1:]} (y, x) of "
+            f"reflectance, found {labels.shape}"
+        )
+
+
+def _create(
+    group: zarr.Group,
+    name: str,
+    source: Any,
+    chunks: tuple[int, ...],
+    fill_value: float | None,
+    attributes: dict[str, Any],
+) -> tuple[Any, zarr.Array[Any]]:
+    """Create the array and return it with its source, cut along the array's chunks."""
+    chunks = tuple(min(c, n) for c, n in zip(chunks, source.shape, strict=True))
+    array = group.create_array(
+        name,
+        shape=source.shape,
+        dtype=source.dtype.newbyteorder("="),
+        chunks=chunks,
+        fill_value=fill_value if fill_value is not None else 0,
+        dimension_names=("band", "y", "x")[-source.ndim :],
+        compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
+        attributes=attributes,
+    )
+    # Blocks may hold several chunks, but no chunk may lie in two blocks.
+    whole = all(
+        size % c == 0 for sizes, c in zip(source.chunks, chunks, strict=True) for size in sizes[:-1]
+    )
+    return (source if whole else source.rechunk(chunks)), array
+
+
+def _packing(
+    scale_factor: float | None,
+    add_offset: float | None,
+    fill_value: float | None,
+    dtype: np.dtype[Any],
+) -> dict[str, Any]:
+    """Return the CF attributes that say how numbers are packed."""
+    numbers = {"scale_factor": scale_factor, "add_offset": add_offset}
+    attributes: dict[str, Any] = {k: float(v) for k, v in numbers.items() if v is not None}
+    if fill_value is not None:
+        attributes["_FillValue"] = encode_fill(fill_value, dtype)
+    return attributes
+
+
+def _label_codes(
+    labels: Any, classes: ClassTable | None, target: Path
+) -> tuple[Any, dict[str, Any]]:
+    """Return the labels as uint8 or uint16 and their attributes."""
+    codes = da.asarray(labels)
+    if codes.dtype.kind not in "iu":
+        raise UserError(f"scene {target}: labels must be integers, found {codes.dtype}")
+    lowest, highest = (int(v) for v in compute(codes.min(), codes.max()))
+    highest = max(highest, *(classes.codes if classes else ()), 0)
+    if lowest < 0 or highest > np.iinfo(np.uint16).max:
+        raise UserError(
+            f"scene {target}: class codes must lie in 0..65535, found {lowest} to {highest}"
+        )
+    return (
+        codes.astype(np.min_scalar_type(highest)),
+        to_attributes(classes) if classes is not None else {},
+    )
+
+
+def _add_wavelengths(group: zarr.Group, wavelength_nm: Any) -> None:
+    if wavelength_nm is not None:
+        group.create_array(
+            "wavelength",
+            data=np.asarray(wavelength_nm, np.float64),
+            dimension_names=("band",),
+            attributes={"units": "nm", "standard_name": "radiation_wavelength"},
+        )

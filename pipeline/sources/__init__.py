@@ -1,0 +1,1 @@
+"""Source formats of ingest: one file per format, each giving a lazy cube or label map."""

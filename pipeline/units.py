@@ -1,0 +1,150 @@
+"""Ray Data ends: a Datasource of units of work, and a Datasink of whole chunks.
+
+One row is one unit: a tile with its halo, a group of windows, the patches of a training step. Readers
+are small picklable values; arrays are opened in the process that reads. A unit owns whole chunks of
+the arrays that it writes, so writers never meet, and its marker is written after its chunks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import zarr
+from ray.actor import ActorHandle
+from ray.data import Datasink, Datasource
+from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.datasource import ReadTask
+
+Row = dict[str, Any]
+Region = tuple[slice, ...]
+
+
+class Reader(Protocol):
+    """Reads one unit."""
+
+    def __call__(self, unit: int) -> Row:
+        """The row of a unit: arrays and scalars by name."""
+        ...
+
+
+class UnitSource(Datasource):
+    """Units in the given order, read where Ray runs the read task."""
+
+    def __init__(self, name: str, units: Sequence[int], reader: Reader, row_bytes: int) -> None:
+        super().__init__()
+        self._name, self._units, self._reader, self._row_bytes = name, list(units), reader, row_bytes
+
+    def get_name(self) -> str:
+        """Name of the operator in the dashboard."""
+        return self._name
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all rows together."""
+        return len(self._units) * self._row_bytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Contiguous runs of units; pure, for Ray calls it several times."""
+        parts = np.array_split(np.arange(len(self._units)), max(1, min(parallelism, len(self._units))))
+        tasks = []
+        for part in parts:
+            if not len(part):
+                continue
+            units = [self._units[i] for i in part]
+            metadata = BlockMetadata(
+                num_rows=len(units), size_bytes=len(units) * self._row_bytes, exec_stats=None,
+                input_files=None,
+            )  # fmt: skip
+            tasks.append(ReadTask(_ReadUnits(self._reader, units), metadata))
+        return tasks
+
+
+@dataclass(frozen=True)
+class _ReadUnits:
+    reader: Reader
+    units: list[int]
+
+    def __call__(self) -> Iterable[Block]:
+        for unit in self.units:
+            row = {"unit": unit} | self.reader(unit)
+            yield BlockAccessor.batch_to_block({key: np.asarray(value)[None] for key, value in row.items()})
+
+
+class ChunkSink(Datasink[None]):
+    """Writes each row's arrays into their region of a Zarr group, then the unit's marker."""
+
+    def __init__(
+        self,
+        name: str,
+        group: Path,
+        regions: Callable[[int], dict[str, Region]],
+        markers: Path,
+        meter: ActorHandle[Any],
+    ) -> None:
+        self._name, self._group, self._regions = name, str(group), regions
+        self._markers, self._meter = markers, meter
+
+    def get_name(self) -> str:
+        """Name of the operator in the dashboard."""
+        return self._name
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        """Write whole chunks; a repeated write of a unit leaves the same bytes."""
+        group = zarr.open_group(self._group, mode="r+", use_consolidated=False)
+        for block in blocks:
+            for row in BlockAccessor.for_block(block).iter_rows(public_row_format=False):
+                unit, written = int(row["unit"]), 0
+                for name, region in self._regions(unit).items():
+                    values = np.asarray(row[name])[tuple(_extent(part) for part in region)]
+                    group[name][region] = values
+                    written += values.nbytes
+                (self._markers / str(unit)).touch()
+                done = (1, int(row["pixels"]), int(row["bytes_read"]), written, int(row["peak_rss"]))
+                self._meter.add.remote(*done)
+
+
+def _extent(part: slice) -> slice:
+    """The part of a unit's padded array that the region holds."""
+    return part if part == slice(None) else slice(0, part.stop - part.start)
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Square tiles of a scene, row-major; those at the lower and right edge may be smaller."""
+
+    height: int
+    width: int
+    side: int
+
+    def __len__(self) -> int:
+        return -(-self.height // self.side) * self.columns
+
+    @property
+    def columns(self) -> int:
+        """Tiles in a row of tiles."""
+        return -(-self.width // self.side)
+
+    def bounds(self, tile: int) -> tuple[int, int, int, int]:
+        """(y0, y1, x0, x1) of a tile, pixels."""
+        row, column = divmod(tile, self.columns)
+        y0, x0 = row * self.side, column * self.side
+        return y0, min(y0 + self.side, self.height), x0, min(x0 + self.side, self.width)
+
+
+def in_order(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows by ascending unit, whatever order they arrive in, so that sums come out the same bits.
+
+    Units must be consecutive from the smallest one that exists, 0; only early arrivals are held.
+    """
+    waiting: dict[int, Row] = {}
+    following = 0
+    for row in rows:
+        waiting[int(row["unit"])] = row
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+    if waiting:
+        raise RuntimeError(f"unit {following} never arrived; {len(waiting)} later ones did")

@@ -1,0 +1,17 @@
+"""Class tables and their CF form."""
+
+from pipeline.classes import ClassTable, default_colors, from_attributes, to_attributes
+
+CLASSES = ClassTable((3, 300), ("Dry grass", "Road"), ("#00ff00", "#808080"))
+
+
+def test_class_table_in_cf_form() -> None:
+    attributes = to_attributes(CLASSES)
+    assert attributes["flag_values"] == [3, 300]
+    assert attributes["flag_meanings"] == "Dry_grass Road"
+    assert attributes["flag_colors"] == "#00ff00 #808080"
+    assert from_attributes(attributes, "labels") == CLASSES
+    del attributes["class_names"]
+    named = from_attributes({**attributes, "flag_values": [300, 0]}, "labels")
+    assert named == ClassTable((300,), ("Dry_grass",), ("#00ff00",))
+    assert len(set(default_colors(20))) == 20

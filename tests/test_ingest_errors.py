@@ -1,0 +1,109 @@
+"""Ingest: what the user gets wrong is said in one line, and nothing is written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from affine import Affine
+
+from tests.ingest_files import cube, label_map, label_tif, run, write_source
+
+# rioxarray 0.19 multiplies affine transforms in a way that affine 3 announces to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
+
+
+def bad_files(path: Path) -> None:
+    """Write what the refusals below are about."""
+    write_source(path, "tif")
+    np.save(path / "flat.npy", np.zeros((4, 4)))
+    np.save(path / "complex.npy", cube().astype(complex))
+    np.save(path / "l.npy", label_map())
+    np.save(path / "odd.npy", np.ones((30, 50), np.uint8))
+    np.save(path / "half.npy", label_map() * 0.5)
+    np.save(path / "minus.npy", label_map().astype(int) - 1)
+    (path / "broken.npy").write_text("no array")
+    (path / "broken.mat").write_text("no MATLAB file")
+    (path / "broken.tif").write_text("no TIFF")
+    (path / "lonely.hdr").write_text("ENVI")
+    (path / "text.txt").write_text("hello")
+    (path / "waves.txt").write_text("1 2 x")
+    scipy.io.savemat(path / "two.mat", {"a": np.ones((4, 5, 6)), "b": np.ones((5, 5, 6))})
+    label_tif(path / "far.tif", label_map(), transform=Affine(2, 0, 272002, 0, -2, 3290000))
+    label_tif(path / "zone.tif", label_map(), crs="EPSG:32616")
+    (path / "twice.yaml").write_text("[{code: 1, name: a}, {code: 1, name: b}]")
+    (path / "typo.yaml").write_text("[{code: 1, nam: a}]")
+    (path / "zero.yaml").write_text("[{code: 0, name: a}]")
+    (path / "words.yaml").write_text("[{code: one, name: a}]")
+    (path / "there").mkdir()
+
+
+REFUSED = [
+    ("gone.mat s", "gone.mat: no such file"),
+    ("c.tif", "expected SOURCE and SCENE, found 1 path"),
+    ("c.tif c.tif s", "found 2: mosaicking is not supported yet"),
+    ("c.tif there", "there: exists already"),
+    ("text.txt s", "unknown format; expected MATLAB .mat, NumPy .npy, GeoTIFF .tif or ENVI"),
+    ("broken.npy s", "cannot read it as a NumPy array"),
+    ("broken.mat s", "cannot read it as a MATLAB file"),
+    ("broken.tif s", "cannot read it as a raster"),
+    ("lonely.hdr s", "no data file beside this ENVI header"),
+    ("flat.npy s", "must be a 3-D array yxb, found shape (4, 4)"),
+    ("complex.npy s --axes byx", "must hold integers or real numbers, found complex128"),
+    ("two.mat s", "expected one 3-D array to take, found a (4, 5, 6), b (5, 5, 6); choose one"),
+    ("two.mat s --variable c", "--variable c: no such array; found a (4, 5, 6), b (5, 5, 6)"),
+    ("c.tif s --axes bby", "'bby' is not one of"),
+    ("c.tif s --chunk 0", "0 is not in the range"),
+    ("c.tif s --purity 1.5", "1.5 is not in the range"),
+    ("c.tif s --labels gone.npy", "gone.npy: no such file"),
+    ("c.tif s --labels odd.npy",
+     "image, 20 x 33 pixels (y, x), or a whole multiple of it, found 30 x 50"),
+    ("c.tif s --labels half.npy", "whole numbers from 0 (unlabelled) upwards, found 0.5"),
+    ("c.tif s --labels minus.npy", "whole numbers from 0 (unlabelled) upwards, found -1"),
+    ("c.tif s --labels c.tif", "a label map must have one band, found 6"),
+    ("c.tif s --labels complex.npy", "must be a 2-D label map yx, found shape (6, 20, 33)"),
+    ("c.tif s --labels far.tif", "far.tif: geographic conflict: expected labels that, 1 to a side"),
+    ("c.tif s --labels zone.tif",
+     "zone.tif: geographic conflict: expected the CRS of the image, NAD83 / UTM zone 15N, "
+     "found WGS 84 / UTM zone 16N"),
+    ("c.tif s --crs EPSG:32633", "geographic conflict: --crs says WGS 84 / UTM zone 33N"),
+    ("c.tif s --crs moon", "cannot understand the CRS 'moon'"),
+    ("c.tif s --transform 1,0,0,0,-1,0", "geographic conflict: the options say transform"),
+    ("c.tif s --transform 1,0,0,0,1", "--transform: expected 6 numbers separated by commas"),
+    ("c.tif s --transform 0,0,0,0,-1,0", "expected pixels with an area"),
+    ("c.tif s --pixel-size 2", "--pixel-size and --origin place a scene together"),
+    ("c.tif s --pixel-size -2 --origin 0,0", "expected SIZE or X,Y above 0, found '-2'"),
+    ("c.tif s --pixel-size 2 --transform 1,0,0,0,-1,0", "not both"),
+    ("c.tif s --wavelengths gone.txt", "expected FIRST:LAST or a file, found No such file"),
+    ("c.tif s --wavelengths waves.txt", "expected numbers in nm"),
+    ("c.tif s --wavelengths 0.4:2.5", "expected nanometres, found 0.4 to 2.5"),
+    ("c.tif s --drop-bands 4-6", "expected bands from 0 to 5, found 4-6"),
+    ("c.tif s --drop-bands a", "expected a list such as 0-3,100, found 'a'"),
+    ("c.tif s --drop-bands 0-5", "leaves none of the 6 bands"),
+    ("c.tif s --fill -1", "expected a whole number from 0 to 65535 for uint16 data, found -1"),
+    ("c.tif s --labels l.npy --classes gone.yaml", "cannot read it: No such file"),
+    ("c.tif s --labels l.npy --classes twice.yaml", "code [1] stands twice"),
+    ("c.tif s --labels l.npy --classes typo.yaml", "found at 0.name: Field required"),
+    ("c.tif s --labels l.npy --classes zero.yaml", "found at 0.code: Input should be greater"),
+    ("c.tif s --labels l.npy --classes words.yaml", "found at 0.code: Input should be a valid"),
+    ("c.tif s --unknown", "No such option '--unknown'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), REFUSED, ids=[words for words, _ in REFUSED])
+def test_mistakes_are_told_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad_files(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run(*arguments.split()) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert said in stderr
+    assert sorted(tmp_path.iterdir()) == before

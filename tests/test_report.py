@@ -1,0 +1,285 @@
+"""The report: complete for a whole run, shorter when pieces are missing, and self-contained."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from pipeline.classes import ClassTable, to_attributes
+from pipeline.report import duration, number, percent, size, split_meaning, write_report
+from pipeline.scene import Scene, open_scene, write_scene
+
+TABLE = ClassTable((3, 8), ("roof <old> & new", "water"), ("#cc0000", "#0000ff"))
+SECTIONS = (
+    "Scene and map",
+    "How sure the map is",
+    "Training and test pixels",
+    "Accuracy by class",
+    "Confusion matrix",
+    "Training",
+    "Stages",
+    "How to repeat this run",
+)
+
+
+def make_scene(path: Path, height: int = 24, width: int = 40, **options: Any) -> Scene:
+    """Band b holds b + column / width; the first row has no data."""
+    cube = np.arange(5.0)[:, None, None] + np.linspace(0, 1, width) + np.zeros((height, 1))
+    cube[:, 0] = np.nan
+    write_scene(path, cube.astype(np.float32), chunk=16, **options)
+    return open_scene(str(path))
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return make_scene(
+        tmp_path / "old town.zarr",
+        wavelength_nm=[450.0, 550.0, 650.0, 750.0, 860.0],
+        crs="EPSG:32615",
+        transform=(2.0, 0.0, 500000.0, 0.0, -2.0, 4000000.0),
+    )
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, scene: Scene) -> Path:
+    """A run folder with everything that the report reads."""
+    folder = tmp_path / "run"
+    for part in ("pretrain", "classifier"):
+        (folder / part).mkdir(parents=True)
+    shape = (scene.height, scene.width)
+    group = zarr.create_group(folder / "map.zarr")
+    codes = np.full(shape, 3, np.uint8)
+    codes[0], codes[:, 20:] = 0, 8
+    sure = np.full(shape, 0.75, np.float32)
+    for name, values in (("class", codes), ("confidence", sure), ("entropy", sure)):
+        attributes = to_attributes(TABLE) if name == "class" else {}
+        group.create_array(name, data=values, dimension_names=("y", "x"), attributes=attributes)
+    features = zarr.create_group(folder / "features.zarr")
+    for name, column in (("y_index", [5, 6, 7]), ("x_index", [9, 9, 30]), ("split", [0, 1, 2])):
+        features.create_array(name, data=np.array(column))
+    stage = {
+        "status": "done",
+        "wall_s": 65.2,
+        "pixels": 960,
+        "pixels_per_s": 14.7,
+        "bytes_read": 2048,
+        "bytes_written": 100,
+        "peak_rss_bytes": 3 * 2**30,
+    }
+    files = {
+        "run.json": {
+            "config": {"seed": 7},
+            "versions": {"python": "3.11.9", "torch": "2.9"},
+            "seed": 7,
+            "scene": {"url": scene.url, "fingerprint": "ab"},
+            "command": ["python", "pipeline/run.py", "s3://city & co/scene"],
+        },
+        "stages.json": {"reduce": stage, "report": {"status": "running"}},
+        "metrics.json": {
+            "split": {"protocol": "random", "seed": 7, "train_fraction": 0.05, "guard_px": 0},
+            "n_train": 12,
+            "n_test": 1234,
+            "oa": 0.91234,
+            "aa": 0.5,
+            "kappa": 0.8765,
+            "per_class": [
+                {"code": 3, "name": TABLE.names[0], "n_train": 6, "n_test": 1234, "accuracy": 0.9},
+                {"code": 8, "name": "water", "n_train": 6, "n_test": 0, "accuracy": None},
+            ],
+            "confusion": [[1110, 124], [0, 0]],
+            "overlap": 0.987,
+        },
+        "pretrain/history.json": [{"step": 1, "images": 64, "loss": 1.5}],
+        "classifier/history.json": [
+            {"member": m, "epoch": e, "loss": 2.0 / e, "train_accuracy": 0.5}
+            for m in (0, 1)
+            for e in (1, 2)
+        ],
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+class _Page(HTMLParser):
+    """Collects headings, images and attributes that could reach the network; checks nesting."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.images: list[str] = []
+        self.references: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe")
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+            assert dict(attrs)["alt"]
+        self.references += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "h2":
+            self.headings.append(data)
+
+
+def _png(uri: str) -> np.ndarray[Any, Any]:
+    head, _, body = uri.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(body))))
+
+
+def test_a_whole_run_has_every_section_and_its_numbers(run_dir: Path, scene: Scene) -> None:
+    path = write_report(run_dir, scene)
+    assert path == run_dir / "report.html"
+    text = path.read_text()
+    page = _Page(text)
+    assert tuple(page.headings) == SECTIONS
+    assert len(page.images) == 7
+    for shown in (
+        "<h1>old town</h1>",
+        "91.2\u00a0%",
+        "0.876",
+        "1\u202f234",
+        "98.7\u00a0% of the test pixels have a training pixel inside their patch. Such scores",
+        "random, 5.0\u00a0% of each class train, guard 0 px, seed 7",
+        "WGS 84 / UTM zone 15N",
+        "2 \u00d7 2 metre",
+        "860 nm, 650 nm and 550 nm in red, green and blue",
+        "1 min 05 s",
+        "3.0\u00a0GiB",
+        "torch",
+    ):
+        assert shown in text
+    assert "None" not in text
+    assert text.count('<td class="name">reduce</td>') == 1
+    assert '<td class="name">report</td>' not in text
+
+
+def test_the_page_needs_no_network(run_dir: Path, scene: Scene) -> None:
+    text = write_report(run_dir, scene).read_text()
+    assert all(uri.startswith("data:image/png;base64,") for uri in _Page(text).references)
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_names_and_commands_are_escaped(run_dir: Path, scene: Scene) -> None:
+    text = write_report(run_dir, scene).read_text()
+    assert "roof &lt;old&gt; &amp; new" in text
+    assert "<old>" not in text
+    assert "python pipeline/run.py s3://city &amp; co/scene" in text
+
+
+def test_the_map_picture_has_the_class_colours(run_dir: Path, scene: Scene) -> None:
+    images = _Page(write_report(run_dir, scene).read_text()).images
+    found = _png(images[1])
+    assert found.shape == (24, 40, 4)
+    assert found[0, 0, 3] == 0
+    assert found[1, 0].tolist() == [204, 0, 0, 255]
+    assert found[1, 39].tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        (["metrics.json"], {"Accuracy by class", "Confusion matrix"}),
+        (["features.zarr"], {"Training and test pixels"}),
+        (["map.zarr"], {"Scene and map", "How sure the map is"}),
+        (["stages.json"], {"Stages"}),
+        (["pretrain/history.json"], set()),
+        (["pretrain/history.json", "classifier/history.json"], {"Training"}),
+        (["run.json"], set()),
+    ],
+)
+def test_missing_pieces_leave_their_section_out(
+    run_dir: Path, scene: Scene, missing: list[str], gone: set[str]
+) -> None:
+    for name in missing:
+        (run_dir / name).rename(run_dir / f"{name.replace('/', '_')}.away")
+    found = set(_Page(write_report(run_dir, scene).read_text()).headings)
+    assert set(SECTIONS) - found == gone
+
+
+def test_a_bare_run_still_shows_its_scene(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path / "plain")
+    (tmp_path / "run").mkdir()
+    text = write_report(tmp_path / "run", scene).read_text()
+    assert _Page(text).headings == ["Scene", "How to repeat this run"]
+    assert "band 4, band 3 and band 2 in red, green and blue" in text
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.html"]
+
+
+def test_sentences_about_the_split() -> None:
+    def meaning(overlap: float | None, **split: Any) -> str:
+        scores = {} if overlap is None else {"overlap": overlap}
+        return split_meaning({"split": split} | scores)
+
+    assert "optimistic" in meaning(0.5, protocol="random")
+    assert "50.0\u00a0%" in meaning(0.5, protocol="random")
+    apart = meaning(0.0, protocol="blocks", guard_px=8)
+    assert "at least 9 pixels apart" in apart
+    assert "No test pixel has a training pixel" in apart
+    assert "optimistic" not in apart
+    assert "widen the guard" in meaning(0.1, protocol="blocks", guard_px=0)
+    assert meaning(None, protocol="blocks").endswith("different blocks of the scene.")
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (percent(0.98765), "98.8\u00a0%"),
+        (percent(0.0), "0.0\u00a0%"),
+        (percent(None), "\u2013"),
+        (percent(float("nan")), "\u2013"),
+        (number(1234567), "1\u202f234\u202f567"),
+        (number(0), "0"),
+        (number(None), "\u2013"),
+        (size(0), "0\u00a0B"),
+        (size(1023), "1023\u00a0B"),
+        (size(1536), "1.5\u00a0KiB"),
+        (size(5 * 2**50), "5120.0\u00a0TiB"),
+        (size(None), "\u2013"),
+        (duration(4.25), "4.2 s"),
+        (duration(59.99), "60.0 s"),
+        (duration(125), "2 min 05 s"),
+        (duration(7620), "2 h 07 min"),
+        (duration(None), "\u2013"),
+    ],
+)
+def test_numbers_for_people(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_an_unfinished_page_does_not_replace_the_old_one(
+    run_dir: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_report(run_dir, scene)
+    before = path.read_text()
+    (run_dir / "run.json").write_text(json.dumps({"command": "another"}))
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pipeline.report.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(run_dir, scene)
+    assert path.read_text() == before
