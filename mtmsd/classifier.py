@@ -6,6 +6,7 @@ with the training pixels' statistics, dropout and weight decay, mean probability
 Shapes: M member, N pixel, T timestep, K kept channel, C class.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ class ClassifierConfig:
     """Widths of the head's hidden layers."""
     standardise: bool = True
     """Bring every feature to zero mean and unit variance over the training pixels."""
-    dropout: float = 0.0
+    dropout: float = 0.5
     """Dropout on the fused features."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     """Share of a label that is spread over all classes."""
     epochs: int = 100
     """Passes over the training pixels."""
@@ -42,16 +43,14 @@ class ClassifierConfig:
     """Peak learning rate of AdamW; falls to ``final_rate`` along a cosine."""
     final_rate: float = 5e-6
     """Learning rate at the end."""
-    weight_decay: float = 0.0
+    weight_decay: float = 0.05
     """Weight decay of AdamW."""
 
     def __post_init__(self) -> None:
         """Refuse an empty ensemble or training."""
         for name, least in (("members", 1), ("epochs", 1), ("batch", 2)):
             if getattr(self, name) < least:
-                raise ValueError(
-                    f"classifier.{name} must be at least {least}, found {getattr(self, name)}"
-                )
+                raise ValueError(f"classifier.{name} must be at least {least}, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"classifier.dropout must lie in [0, 1), found {self.dropout}")
 
@@ -66,13 +65,18 @@ class Head(nn.Module):
     scale_2TK: Tensor
 
     def __init__(
-        self, config: ClassifierConfig, fusion: FusionConfig, timesteps: int, channels: int, classes: int
+        self,
+        config: ClassifierConfig,
+        fusion: FusionConfig,
+        timesteps: int,
+        channels: int,
+        classes: int,
     ) -> None:
         super().__init__()
         self.dy_att = SelectiveFusion(fusion, timesteps, channels)
         widths = [channels, *config.hidden]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.BatchNorm1d(outputs)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
         self.dropout = nn.Dropout(config.dropout)
@@ -168,7 +172,7 @@ def train_member(
                 logits = head(centre_NTK[at], pooled_NTK[at])
                 loss = F.cross_entropy(logits, position_N[at], label_smoothing=config.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 loss_sum += float(loss.detach())
                 right += int((logits.argmax(dim=1) == position_N[at]).sum())

@@ -82,9 +82,7 @@ def interpolation_rows(side: int, patches: PatchConfig) -> Tensor:
 class Extractor:
     """Reads the features of windows; the same numbers for a window in whatever company it comes."""
 
-    def __init__(
-        self, unet: UNet, schedule: Schedule, features: FeatureConfig, patches: PatchConfig
-    ) -> None:
+    def __init__(self, unet: UNet, schedule: Schedule, features: FeatureConfig, patches: PatchConfig) -> None:
         if features.timesteps[-1] >= schedule.steps:
             raise ValueError(
                 f"features.timesteps must be below diffusion.steps ({schedule.steps}), "
@@ -121,7 +119,9 @@ class Extractor:
             sample = torch.arange(start, start + batch, device=self.device).clamp(max=n * t - 1)
             window, step = sample // t, sample % t
             x0 = windows_NCWW[window].to(self.device)
-            x_t = self.signal_T[step, None, None, None] * x0 + self.noise_T[step, None, None, None] * self.noise
+            x_t = (
+                self.signal_T[step, None, None, None] * x0 + self.noise_T[step, None, None, None] * self.noise
+            )
             maps = self.unet.stages(
                 x_t.to(self.dtype).contiguous(memory_format=self.layout),
                 self.timesteps[step],

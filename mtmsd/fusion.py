@@ -31,12 +31,13 @@ class SelectiveFusion(nn.Module):
         super().__init__()
         hidden = config.hidden or max(channels // 2, 1)
         self.fc = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.BatchNorm1d(hidden), nn.Linear(hidden, hidden)
+            nn.Linear(channels, hidden),
+            nn.ReLU(),
+            nn.BatchNorm1d(hidden),
+            nn.Linear(hidden, hidden),
         )
         self.fcs = nn.ModuleList([nn.Linear(hidden, hidden) for _ in range(timesteps)])
-        self.g_fcs = nn.ModuleList(
-            [nn.Linear(hidden + channels, channels) for _ in range(timesteps)]
-        )
+        self.g_fcs = nn.ModuleList([nn.Linear(hidden + channels, channels) for _ in range(timesteps)])
 
     def weights(self, centre_NTK: Tensor, pooled_NTK: Tensor) -> Tensor:
         """Fusion weights (N, T, K); they sum to 1 over timesteps."""

@@ -32,9 +32,7 @@ class PurifyConfig:
         if not 0 < self.keep <= 1:
             raise ValueError(f"purify.keep must lie in (0, 1], found {self.keep}")
         if not 0 <= self.similarity_weight <= 1:
-            raise ValueError(
-                f"purify.similarity_weight must lie in [0, 1], found {self.similarity_weight}"
-            )
+            raise ValueError(f"purify.similarity_weight must lie in [0, 1], found {self.similarity_weight}")
 
 
 class ClassMeans:
@@ -106,7 +104,8 @@ def _separation(values: FloatArray, axis: int, similarity_weight: float) -> Floa
     b, n = _scaled(values, axis), values.shape[axis]
     total, squares = b.sum(axis=axis), (b * b).sum(axis=axis)
     similarity = (total**2 - squares) / max(n * (n - 1), 1)
-    return -similarity_weight * similarity + (1 - similarity_weight) * b.var(axis=axis)
+    result: FloatArray = -similarity_weight * similarity + (1 - similarity_weight) * b.var(axis=axis)
+    return result
 
 
 def channel_scores(means_KTD: FloatArray, config: PurifyConfig) -> FloatArray:
@@ -114,7 +113,8 @@ def channel_scores(means_KTD: FloatArray, config: PurifyConfig) -> FloatArray:
     means = np.asarray(means_KTD, np.float64)
     by_class = _separation(means, 0, config.similarity_weight).sum(axis=0)
     by_timestep = _separation(means, 1, config.similarity_weight).sum(axis=0)
-    return by_class + config.timestep_weight * by_timestep
+    scores: FloatArray = by_class + config.timestep_weight * by_timestep
+    return scores
 
 
 def select_channels(means_KTD: FloatArray, config: PurifyConfig) -> tuple[int, ...]:

@@ -113,6 +113,4 @@ def fit_projection(moments: Moments, config: ReduceConfig) -> Projection:
             f"{int((variance > 1e-12 * total).sum())}"
         )
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(components)]
-    return Projection(
-        moments.mean_B, vectors * np.sign(largest), np.sqrt(variance), variance / total
-    )
+    return Projection(moments.mean_B, vectors * np.sign(largest), np.sqrt(variance), variance / total)

@@ -32,6 +32,8 @@ class SplitConfig:
     """Side of a block, pixels (protocol ``blocks``)."""
     guard_px: int = 0
     """Test pixels within this distance (rows or columns) of a training pixel are not used."""
+    seed: int | None = None
+    """Seed of the split; the run's own when absent."""
     max_train_per_class: int = 5_000
     """Upper bound on training pixels of a class."""
     max_test: int = 20_000
@@ -40,9 +42,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         """Refuse shares outside (0, 1) and negative distances."""
         if not 0 < self.train_fraction < 1:
-            raise ValueError(
-                f"split.train_fraction must lie between 0 and 1, found {self.train_fraction}"
-            )
+            raise ValueError(f"split.train_fraction must lie between 0 and 1, found {self.train_fraction}")
         for name, least in (
             ("train_per_class", 1), ("min_train", 1), ("min_class", 2), ("block", 1), ("guard_px", 0),
             ("max_train_per_class", 1), ("max_test", 1),
@@ -135,7 +135,12 @@ def _training_side(
 
 
 def near_any(
-    y: IntArray, x: IntArray, other_y: IntArray, other_x: IntArray, reach_before: int, reach_after: int
+    y: IntArray,
+    x: IntArray,
+    other_y: IntArray,
+    other_x: IntArray,
+    reach_before: int,
+    reach_after: int,
 ) -> NDArray[np.bool_]:
     """Whether a point (y, x) has another point in rows and columns -reach_before .. +reach_after.
 

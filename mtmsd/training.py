@@ -90,9 +90,7 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
 
 def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
     """AdamW over all parameters."""
-    return torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 class Averaged:
@@ -137,7 +135,9 @@ def pretrain_step(
         The loss on this worker's share.
     """
     device = patches_NCWW.device
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, 1]).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, step, 1]).generate_state(1)[0])
+    )
     t_N = torch.randint(0, schedule.steps, (config.batch,), generator=generator)[share].to(device)
     noise = torch.randn((config.batch, *patches_NCWW.shape[1:]), generator=generator)[share].to(device)
     valid = (~patches_NCWW.isnan().any(dim=1, keepdim=True)).float()
@@ -149,7 +149,7 @@ def pretrain_step(
         output = model(x_t, t_N)
     loss = schedule.hybrid_loss(output, x0, t_N, noise, valid)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimizer.step()
     return float(loss.detach())

@@ -98,7 +98,8 @@ class ResBlock(nn.Module):
         h = self.in_layers(x_NCHW)
         scale, shift = self.emb_layers(embedding_NE)[:, :, None, None].to(h.dtype).chunk(2, dim=1)
         h = self.out_layers[0](h) * (1 + scale) + shift
-        return self.skip_connection(x_NCHW) + self.out_layers[1:](h)
+        result: Tensor = self.skip_connection(x_NCHW) + self.out_layers[1:](h)
+        return result
 
 
 class Attention(nn.Module):
@@ -132,7 +133,8 @@ class Downsample(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H/2, W/2)."""
-        return self.op(x_NCHW)  # type: ignore[no-any-return]
+        result: Tensor = self.op(x_NCHW)
+        return result
 
 
 class Upsample(nn.Module):
@@ -155,12 +157,8 @@ class UNet(nn.Module):
         self.config, self.components = config, components
         base = config.channels
         widths = [base * m for m in config.multipliers]
-        self.time_embed = nn.Sequential(
-            nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base)
-        )
-        self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([nn.Conv2d(components, base, 3, padding=1)])]
-        )
+        self.time_embed = nn.Sequential(nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base))
+        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(components, base, 3, padding=1)])])
         skips, current = [base], base
         for level, width in enumerate(widths):
             for _ in range(config.res_blocks):
@@ -229,7 +227,7 @@ class UNet(nn.Module):
     def prepare(self, dtype: torch.dtype, memory_format: torch.memory_format) -> "UNet":
         """Freeze for inference: convolutions in ``dtype``; norms and embeddings stay float32."""
         self.eval().requires_grad_(False)
-        self.to(memory_format=memory_format)
+        self.to(memory_format=memory_format)  # type: ignore[call-overload]
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d):
                 module.to(dtype)

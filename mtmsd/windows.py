@@ -33,9 +33,7 @@ class PatchConfig:
         if self.size < 4:
             raise ValueError(f"patches.size must be at least 4 pixels, found {self.size}")
         if not 1 <= self.stride <= self.size:
-            raise ValueError(
-                f"patches.stride must lie in 1..patches.size ({self.size}), found {self.stride}"
-            )
+            raise ValueError(f"patches.stride must lie in 1..patches.size ({self.size}), found {self.stride}")
 
     @property
     def before(self) -> int:

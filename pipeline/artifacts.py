@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,22 @@ from pipeline.config import STAGE_SECTIONS
 from pipeline.errors import UserError
 
 STAGES = tuple(STAGE_SECTIONS)
+
+_MAP_FILES = ("map.tif", "map.tif.aux.xml", "confidence.tif", "map_preview.png")
+
+_PATHS = {
+    "run": "run.json",
+    "stages": "stages.json",
+    "reduced": "reduced.zarr",
+    "spectral": "spectral.json",
+    "pretrain": "pretrain",
+    "unet": "pretrain/unet.safetensors",
+    "features": "features.zarr",
+    "classifier": "classifier",
+    "selection": "classifier/selection.json",
+    "map": "map.zarr",
+    "metrics": "metrics.json",
+}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -37,17 +53,33 @@ class RunFolder:
 
     path: Path
 
-    reduced = property(lambda self: self.path / "reduced.zarr")
-    spectral = property(lambda self: self.path / "spectral.json")
-    pretrain = property(lambda self: self.path / "pretrain")
-    unet = property(lambda self: self.path / "pretrain" / "unet.safetensors")
-    features = property(lambda self: self.path / "features.zarr")
-    classifier = property(lambda self: self.path / "classifier")
-    selection = property(lambda self: self.path / "classifier" / "selection.json")
-    map = property(lambda self: self.path / "map.zarr")
-    metrics = property(lambda self: self.path / "metrics.json")
-    run = property(lambda self: self.path / "run.json")
-    stages = property(lambda self: self.path / "stages.json")
+    def __post_init__(self) -> None:
+        """Derive every path from the folder's."""
+        for name, relative in _PATHS.items():
+            object.__setattr__(self, name, self.path / relative)
+
+    run: Path = field(init=False)
+    """The resolved configuration, versions, scene and command."""
+    stages: Path = field(init=False)
+    """Status and measurements of each stage."""
+    reduced: Path = field(init=False)
+    """The reduced cube."""
+    spectral: Path = field(init=False)
+    """The fitted projection."""
+    pretrain: Path = field(init=False)
+    """Checkpoints of the diffusion model."""
+    unet: Path = field(init=False)
+    """The U-Net in use."""
+    features: Path = field(init=False)
+    """Purified features of labelled pixels."""
+    classifier: Path = field(init=False)
+    """The members of the ensemble."""
+    selection: Path = field(init=False)
+    """The channels that purification keeps, and the classes."""
+    map: Path = field(init=False)
+    """Class, confidence and entropy of every pixel."""
+    metrics: Path = field(init=False)
+    """Accuracy on the test pixels."""
 
     def member(self, index: int) -> Path:
         """Weights of one member of the ensemble."""
@@ -79,7 +111,10 @@ class RunFolder:
         record = records[stage] | measured
         record["wall_s"] = round(records[stage]["wall_s"] + measured["wall_s"], 3)
         record["pixels_per_s"] = round(record["pixels"] / max(record["wall_s"], 1e-9), 1)
-        records[stage] = record | {"status": "done", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        records[stage] = record | {
+            "status": "done",
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
         write_json(self.stages, records)
 
     def forget(self, stage: str) -> None:
@@ -89,7 +124,7 @@ class RunFolder:
             "pretrain": (self.pretrain,),
             "extract": (self.features, self.selection),
             "classify": (*self.classifier.glob("member_*"), self.classifier / "history.json", self.metrics),
-            "map": (self.map, self.path / "map.tif", self.path / "map.tif.aux.xml", self.path / "confidence.tif", self.path / "map_preview.png"),
+            "map": (self.map, *(self.path / name for name in _MAP_FILES)),
             "report": (self.path / "report.html",),
         }  # fmt: skip
         for path in (*owned[stage], self.markers(stage)):

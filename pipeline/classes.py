@@ -92,9 +92,7 @@ def _codes(value: Any, where: str) -> list[int]:
         raise UserError(f"{where}: flag_values must be a list of integers, found {value!r}")
     codes = [int(v) for v in values]
     if min(codes, default=0) < 0 or len(set(codes)) != len(codes):
-        raise UserError(
-            f"{where}: flag_values must be different codes from 0 upwards, found {codes}"
-        )
+        raise UserError(f"{where}: flag_values must be different codes from 0 upwards, found {codes}")
     return codes
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.data
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -18,10 +18,10 @@ from mtmsd.classifier import Ensemble, Head, train_member
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.cluster import IO_CPUS, metered, peak_rss, share_out
+from pipeline.cluster import metered, peak_rss, share_out
 from pipeline.config import Config
 from pipeline.extract import GROUP
-from pipeline.units import UnitSource, in_order
+from pipeline.units import UnitSource, in_order, read_units
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -33,7 +33,10 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     members = [m for m in range(config.classifier.members) if not folder.member(m).exists()]
     split = _column(folder, "split")
     groups = -(-len(split) // GROUP)
-    with metered("classify", config.classifier.members + groups, "members+groups") as (meter, record):
+    with metered("classify", config.classifier.members + groups, "members+groups") as (
+        meter,
+        record,
+    ):
         meter.add.remote(config.classifier.members - len(members), 0, 0, 0, 0)
         if members:
             total = int(ray.cluster_resources().get("CPU", 1))
@@ -58,10 +61,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
             trainer.fit()
         _write_history(config, folder)
         codes = np.asarray(read_json(folder.selection)["codes"])
-        rows = ray.data.read_datasource(
-            UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20),
-            num_cpus=IO_CPUS,
-        ).map_batches(
+        source = UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20)
+        rows = read_units(source).map_batches(
             _Scorer, fn_constructor_args=(config, folder, codes), batch_size=1, compute=shares.pool,
             num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
         )  # fmt: skip
@@ -87,7 +88,7 @@ def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
 
 
 def _column(folder: RunFolder, name: str) -> np.ndarray[Any, Any]:
-    group = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    group: Any = zarr.open_group(folder.features, mode="r", use_consolidated=False)
     return np.asarray(group[name][...])
 
 
@@ -98,7 +99,7 @@ def _train_members(settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     context = ray.train.get_context()
     mine = settings["members"][context.get_world_rank() :: context.get_world_size()]
-    group = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    group: Any = zarr.open_group(folder.features, mode="r", use_consolidated=False)
     train = np.flatnonzero(np.asarray(group["split"][...]) == TRAIN)
     codes = np.asarray(read_json(folder.selection)["codes"])
     position = np.searchsorted(codes, np.asarray(group["label"][...])[train])
@@ -137,10 +138,13 @@ class _FeatureGroups:
         self._folder = folder
 
     def __call__(self, unit: int) -> dict[str, Any]:
-        group = zarr.open_group(self._folder.features, mode="r", use_consolidated=False)
+        group: Any = zarr.open_group(self._folder.features, mode="r", use_consolidated=False)
         rows = slice(unit * GROUP, (unit + 1) * GROUP)
         row = {name: np.asarray(group[name][rows]) for name in ("centre", "pooled", "label", "split")}
-        return row | {"pixels": len(row["label"]), "bytes_read": row["centre"].nbytes + row["pooled"].nbytes}
+        return row | {
+            "pixels": len(row["label"]),
+            "bytes_read": row["centre"].nbytes + row["pooled"].nbytes,
+        }
 
 
 class _Scorer:
@@ -182,7 +186,8 @@ def _metrics(
         for code, accuracy in zip(codes, scores["per_class"], strict=True)
     ]  # fmt: skip
     protocol = config.split
-    shown = {"protocol": protocol.protocol, "seed": config.seed, "guard_px": protocol.guard_px}
+    seed = config.seed if protocol.seed is None else protocol.seed
+    shown = {"protocol": protocol.protocol, "seed": seed, "guard_px": protocol.guard_px}
     share = (
         {"train_fraction": protocol.train_fraction} if protocol.train_per_class is None
         else {"train_per_class": protocol.train_per_class}

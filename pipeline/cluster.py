@@ -25,9 +25,8 @@ from tqdm import tqdm
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
+from pipeline.units import IO_CPUS
 
-IO_CPUS = 0.25
-"""CPUs of a read or write task."""
 _THREAD_CPUS = 0.75
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -112,9 +111,7 @@ def share_out(config: ClusterConfig) -> Shares:
     nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
     worker_threads = config.train_threads or max(1, cpus // max(workers, nodes))
     worker_cpus = max(0.25, min(worker_threads, cpus / workers) * 0.5)
-    return Shares(
-        actors, config.threads, num_cpus, int(use_gpu), workers, worker_threads, worker_cpus
-    )
+    return Shares(actors, config.threads, num_cpus, int(use_gpu), workers, worker_threads, worker_cpus)
 
 
 def peak_rss() -> int:
@@ -128,7 +125,13 @@ class Meter:
     """Counts what a stage's tasks report, from anywhere in the cluster."""
 
     def __init__(self) -> None:
-        self._counts = {"units": 0, "pixels": 0, "bytes_read": 0, "bytes_written": 0, "peak_rss_bytes": 0}
+        self._counts = {
+            "units": 0,
+            "pixels": 0,
+            "bytes_read": 0,
+            "bytes_written": 0,
+            "peak_rss_bytes": 0,
+        }
 
     def add(self, units: int, pixels: int, read: int, written: int, rss: int) -> None:
         """Add finished work; the memory is a maximum."""
@@ -143,13 +146,15 @@ class Meter:
 
 
 @contextmanager
-def metered(stage: str, total: int, unit: str) -> Iterator[tuple[ActorHandle[Any], Callable[[], dict[str, Any]]]]:
+def metered(
+    stage: str, total: int, unit: str
+) -> Iterator[tuple[ActorHandle[Any], Callable[[], dict[str, Any]]]]:
     """A meter whose count is shown as progress: done/total, rate, time left.
 
     Yields:
         The meter's handle, and a function that gives the stage's record so far.
     """
-    meter = Meter.remote()
+    meter = Meter.remote()  # type: ignore[attr-defined]
     begun, stop = time.monotonic(), threading.Event()
     shown = sys.stderr.isatty()
     bar = tqdm(
@@ -166,10 +171,11 @@ def metered(stage: str, total: int, unit: str) -> Iterator[tuple[ActorHandle[Any
             show()
 
     def record() -> dict[str, Any]:
-        counts = ray.get(meter.read.remote())
+        counts: dict[str, Any] = ray.get(meter.read.remote())
         counts["peak_rss_bytes"] = max(counts["peak_rss_bytes"], peak_rss())
         del counts["units"]
-        return counts | {"wall_s": time.monotonic() - begun}
+        counts["wall_s"] = time.monotonic() - begun
+        return counts
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

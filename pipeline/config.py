@@ -34,22 +34,22 @@ class _Section(BaseModel):
 class MapConfig(_Section):
     """The map and its unit of work."""
 
-    tile: int = Field(96, ge=1)
+    tile: int = Field(default=96, ge=1)
     """Side of a tile, pixels: one row of the dataset, one chunk of the map; a multiple of patches.stride."""
-    pixels: int = Field(4096, ge=1)
+    pixels: int = Field(default=4096, ge=1)
     """Pixels that the ensemble classifies at once."""
 
 
 class ClusterConfig(_Section):
     """Who does the work. Only ``train_workers`` and ``threads`` touch results (in the last bits)."""
 
-    actors: int | None = Field(None, ge=1)
+    actors: int | None = Field(default=None, ge=1)
     """Actors that extract features and map; absent: all CPUs / threads, or one per GPU."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """Torch threads of an actor."""
-    train_workers: int = Field(1, ge=1)
+    train_workers: int = Field(default=1, ge=1)
     """Data-parallel workers of pretraining."""
-    train_threads: int | None = Field(None, ge=1)
+    train_threads: int | None = Field(default=None, ge=1)
     """Torch threads of a pretraining worker; absent: the node's CPUs shared by its workers."""
     gpu: bool | None = None
     """Whether actors and workers take a GPU each; absent: when the cluster has one."""
@@ -58,7 +58,7 @@ class ClusterConfig(_Section):
 class Config(_Section):
     """Everything that decides a run, and its seed."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of training, splits and ensemble; the features' noise has its own."""
     reduce: ReduceConfig = ReduceConfig()
     patches: PatchConfig = PatchConfig()
@@ -109,9 +109,7 @@ class Config(_Section):
         return max(1, round(self.purify.keep * width))
 
 
-def load_config(
-    path: str | Path | None, overrides: Sequence[str] = (), base: Config | None = None
-) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: Config | None = None) -> Config:
     """Read a YAML file (or take ``base``, or the defaults) and apply ``section.key=value`` overrides.
 
     Raises:
@@ -158,7 +156,9 @@ def _explain(error: ValidationError) -> str:
         *sections, last = [str(part) for part in first["loc"]]
         known = _known_keys(sections)
         close = difflib.get_close_matches(last, known, n=1)
-        hint = f"; did you mean {'.'.join([*sections, close[0]])}?" if close else f"; known: {', '.join(known)}"
+        hint = (
+            f"; did you mean {'.'.join([*sections, close[0]])}?" if close else f"; known: {', '.join(known)}"
+        )
         return f"unknown key {key}{hint}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":

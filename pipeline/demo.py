@@ -56,9 +56,7 @@ def _light_and_mixture(canvas: Canvas, rng: np.random.Generator) -> tuple[Floats
     return tone.astype(np.float32), np.clip(mixture, 0.0, 1.0).astype(np.float32), direct
 
 
-def _reflectance(
-    canvas: Canvas, rng: np.random.Generator, wavelength_nm: NDArray[np.float64]
-) -> Floats:
+def _reflectance(canvas: Canvas, rng: np.random.Generator, wavelength_nm: NDArray[np.float64]) -> Floats:
     """Render, blur, average to scene pixels and add noise: (band, y, x)."""
     rows, columns = canvas.shape
     tone, mixture, direct = _light_and_mixture(canvas, rng)
@@ -145,8 +143,7 @@ def make_demo_scene(
     """
     if min(height, width) < 48 or bands < 8:
         raise ValueError(
-            "a demo scene needs height and width >= 48 and bands >= 8, "
-            f"not {height} x {width} x {bands}"
+            f"a demo scene needs height and width >= 48 and bands >= 8, not {height} x {width} x {bands}"
         )
     plan_rng, look_rng, label_rng = (np.random.default_rng([seed, part]) for part in range(3))
     wavelength_nm = np.linspace(400.0, 1000.0, bands)

@@ -28,9 +28,7 @@ class Canvas:
         self.top = np.zeros(rows * columns, dtype=np.float32)
         self.shade = np.ones(rows * columns, dtype=np.float32)
 
-    def paint(
-        self, where: Index, name: str, top: float | Floats = 0.0, shade: float | Floats = 1.0
-    ) -> None:
+    def paint(self, where: Index, name: str, top: float | Floats = 0.0, shade: float | Floats = 1.0) -> None:
         """Put one object of surface `name` at the flat indices `where`."""
         look = SURFACES[name]
         self.surface[where] = SURFACE_ID[name]
@@ -72,9 +70,7 @@ class Plot:
     def box(self, a: float, b: float, width: float, depth: float) -> "Plot":
         """The rectangle whose first corner is (a, b)."""
         keep = (self.a >= a) & (self.a < a + width) & (self.b >= b) & (self.b < b + depth)
-        return Plot(
-            self.canvas, self.where[keep], self.a[keep] - a, self.b[keep] - b, (width, depth)
-        )
+        return Plot(self.canvas, self.where[keep], self.a[keep] - a, self.b[keep] - b, (width, depth))
 
     def paint(self, name: str, top: float | Floats = 0.0, shade: float | Floats = 1.0) -> None:
         """Cover all of it with one object."""

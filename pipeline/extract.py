@@ -13,18 +13,18 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from mtmsd.features import Extractor, feature_width
 from mtmsd.diffusion import Schedule
+from mtmsd.features import Extractor, feature_width
 from mtmsd.purify import ClassMeans, Selection, select
 from mtmsd.split import TEST, TRAIN, UNUSED, make_split
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.cluster import IO_CPUS, Shares, metered, peak_rss, share_out
+from pipeline.cluster import Shares, metered, peak_rss, share_out
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.pretrain import load_unet
 from pipeline.readers import Reduced, WindowReader
 from pipeline.scene import Scene
-from pipeline.units import ChunkSink, Region, UnitSource, in_order
+from pipeline.units import IO_CPUS, ChunkSink, Region, UnitSource, in_order, read_units
 
 GROUP = 128
 """Pixels in a unit of work, and in a chunk of features.zarr."""
@@ -61,7 +61,13 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
                 batch_size=1, compute=shares.pool, num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
             )  # fmt: skip
             dataset.write_datasink(
-                ChunkSink("features.zarr", folder.features, _Regions(len(y)), folder.markers("extract"), meter),
+                ChunkSink(
+                    "features.zarr",
+                    folder.features,
+                    _Regions(len(y)),
+                    folder.markers("extract"),
+                    meter,
+                ),
                 ray_remote_args={"num_cpus": IO_CPUS},
             )
         return record()
@@ -81,8 +87,9 @@ def labelled_split(
             f"scene {scene.url}: expected labelled pixels (labels > 0), found none; "
             "add labels, or use --model RUN_DIR to map with an earlier run's classifier"
         )
+    seed = config.seed if config.split.seed is None else config.split.seed
     try:
-        split = make_split(y, x, label, config.split, config.seed)
+        split = make_split(y, x, label, config.split, seed)
     except ValueError as error:
         raise UserError(f"scene {scene.url}: {error}") from None
     used = np.flatnonzero(split != UNUSED)
@@ -151,16 +158,24 @@ class _FeatureActor:
 
 
 def _windows(
-    name: str, config: Config, folder: RunFolder, at: tuple[NDArray[np.int64], NDArray[np.int64]], units: list[int]
+    name: str,
+    config: Config,
+    folder: RunFolder,
+    at: tuple[NDArray[np.int64], NDArray[np.int64]],
+    units: list[int],
 ) -> ray.data.Dataset:
     reduced = Reduced(str(folder.reduced))
     reader = WindowReader(reduced, config.patches, *at, GROUP)
     row_bytes = GROUP * reduced.shape[0] * config.patches.size**2 * 4
-    return ray.data.read_datasource(UnitSource(name, units, reader, row_bytes), num_cpus=IO_CPUS)
+    return read_units(UnitSource(name, units, reader, row_bytes))
 
 
 def _choose(
-    config: Config, folder: RunFolder, shares: Shares, train: tuple[NDArray[np.int64], ...], meter: Any
+    config: Config,
+    folder: RunFolder,
+    shares: Shares,
+    train: tuple[NDArray[np.int64], ...],
+    meter: Any,
 ) -> Selection:
     """Channels to keep, from the class means of the training pixels (y, x, class position)."""
     y, x, position = train

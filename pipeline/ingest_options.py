@@ -19,15 +19,12 @@ def parse_numbers(text: str, count: int, option: str) -> tuple[float, ...]:
         numbers = ()
     if len(numbers) != count or not np.isfinite(numbers).all():
         raise UserError(
-            f"{option}: expected {count} number{'s' * (count > 1)} separated by commas, "
-            f"found {text!r}"
+            f"{option}: expected {count} number{'s' * (count > 1)} separated by commas, found {text!r}"
         )
     return numbers
 
 
-def parse_transform(
-    transform: str | None, pixel_size: str | None, origin: str | None
-) -> Transform | None:
+def parse_transform(transform: str | None, pixel_size: str | None, origin: str | None) -> Transform | None:
     """Return the transform from --transform, or from --pixel-size and --origin.
 
     The origin is the outer corner of the first pixel; rows run towards smaller y.
@@ -67,9 +64,7 @@ def parse_bands(text: str | None, bands: int) -> list[int]:
             raise UserError(f"--drop-bands: expected a list such as 0-3,100, found {text!r}")
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < bands:
-            raise UserError(
-                f"--drop-bands: expected bands from 0 to {bands - 1}, found {word.strip()}"
-            )
+            raise UserError(f"--drop-bands: expected bands from 0 to {bands - 1}, found {word.strip()}")
         chosen.update(range(first, last + 1))
     if len(chosen) == bands:
         raise UserError(f"--drop-bands: {text} leaves none of the {bands} bands")

@@ -7,7 +7,6 @@ purification, fusion and the ensemble; only the finished tile leaves the actor.
 from typing import Any
 
 import numpy as np
-import ray.data
 import torch
 import zarr
 from numpy.typing import NDArray
@@ -18,13 +17,13 @@ from mtmsd.windows import blocks_to_tile, windows_of_tile
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.classes import table_of, to_attributes
 from pipeline.classify import load_ensemble
-from pipeline.cluster import IO_CPUS, metered, peak_rss, share_out
+from pipeline.cluster import metered, peak_rss, share_out
 from pipeline.config import Config
 from pipeline.export import write_cogs, write_overviews
 from pipeline.extract import make_extractor
 from pipeline.readers import Reduced, TileReader
 from pipeline.scene import Scene, write_georeference
-from pipeline.units import ChunkSink, Region, TileGrid, UnitSource
+from pipeline.units import IO_CPUS, ChunkSink, Region, TileGrid, UnitSource, read_units
 
 ARRAYS = ("class", "confidence", "entropy")
 
@@ -42,7 +41,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             side = grid.side + config.patches.size - config.patches.stride
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
-            dataset = ray.data.read_datasource(source, num_cpus=IO_CPUS).map_batches(
+            dataset = read_units(source).map_batches(
                 _MapActor, fn_constructor_args=(config, folder), batch_size=1, compute=shares.pool,
                 num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
             )  # fmt: skip
@@ -82,10 +81,7 @@ class _MapActor:
         """Classify one tile."""
         patches, side = self._config.patches, self._config.map.tile
         cube = batch["cube"][0]
-        blocks = [
-            blocks_to_tile(part, side)[None]
-            for part in self._blocks(windows_of_tile(cube, patches))
-        ]
+        blocks = [blocks_to_tile(part, side)[None] for part in self._blocks(windows_of_tile(cube, patches))]
         row = dict(zip(ARRAYS, blocks, strict=True))
         carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
         return row | carried | {"peak_rss": np.array([peak_rss()])}
@@ -94,9 +90,12 @@ class _MapActor:
         """Class code, confidence and entropy of each window's block, (N, stride, stride)."""
         stride, before = self._config.patches.stride, self._config.patches.before
         inner = slice(before, before + stride)
-        valid = ~np.isnan(windows_NCWW[:, :, inner, inner]).any(axis=1)
+        valid: NDArray[np.bool_] = ~np.isnan(windows_NCWW[:, :, inner, inner]).any(axis=1)
         shape = (len(windows_NCWW), stride, stride)
-        code, confidence, entropy = np.zeros(shape, np.int64), *(np.full((2, *shape), np.nan, np.float32))
+        code, confidence, entropy = (
+            np.zeros(shape, np.int64),
+            *(np.full((2, *shape), np.nan, np.float32)),
+        )
         wanted = np.flatnonzero(valid.any(axis=(1, 2)))
         step = max(1, self._config.map.pixels // stride**2)
         for start in range(0, len(wanted), step):
@@ -122,7 +121,10 @@ def _create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
     code_type = "uint8" if max(classes.codes) < 256 else "uint16"
     about: dict[str, dict[str, Any]] = {
         "class": {"long_name": "class", **to_attributes(classes)},
-        "confidence": {"long_name": "mean probability of the class over the ensemble", "units": "1"},
+        "confidence": {
+            "long_name": "mean probability of the class over the ensemble",
+            "units": "1",
+        },
         "entropy": {"long_name": "entropy of the ensemble's mean probabilities", "units": "nat"},
     }
     for name in ARRAYS:

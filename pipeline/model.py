@@ -27,7 +27,9 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
     """
     missing = [part for part in (*_PARTS, "run.json") if not (model / part).exists()]
     if missing:
-        raise UserError(f"--model {model}: expected a run that has finished classify, {missing[0]} is missing")
+        raise UserError(
+            f"--model {model}: expected a run that has finished classify, {missing[0]} is missing"
+        )
     if config_file is not None:
         raise UserError("--config cannot be used with --model: the configuration is the model's")
     for override in overrides:
@@ -53,9 +55,7 @@ def check_model(model: Path, scene: Scene) -> None:
     """
     spectral = read_json(model / "spectral.json")
     if spectral["bands"] != scene.bands:
-        raise UserError(
-            f"--model {model}: expects {spectral['bands']} bands, {scene.url} has {scene.bands}"
-        )
+        raise UserError(f"--model {model}: expects {spectral['bands']} bands, {scene.url} has {scene.bands}")
     theirs, ours = spectral["wavelength_nm"], scene.wavelength_nm
     if theirs and ours:
         apart = float(np.abs(np.subtract(theirs, ours)).max())
@@ -76,4 +76,7 @@ def adopt_model(model: Path, folder: RunFolder) -> None:
 
 
 def _files(model: Path) -> list[Path]:
-    return [*(model / part for part in _PARTS), *sorted((model / "classifier").glob("member_*.safetensors"))]
+    return [
+        *(model / part for part in _PARTS),
+        *sorted((model / "classifier").glob("member_*.safetensors")),
+    ]

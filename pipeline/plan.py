@@ -31,7 +31,12 @@ class Plan:
 
 
 def make_plan(
-    config: Config, folder: RunFolder, scene: Scene, first: str | None, last: str | None, model: Path | None
+    config: Config,
+    folder: RunFolder,
+    scene: Scene,
+    first: str | None,
+    last: str | None,
+    model: Path | None,
 ) -> Plan:
     """Compare what is asked for with what the folder holds; changes nothing.
 
@@ -53,7 +58,7 @@ def make_plan(
     done, todo, forget = [], [], []
     for index, stage in enumerate(STAGES):
         record = records.get(stage)
-        if stage not in asked or index >= end and index < start:
+        if stage not in asked or end <= index < start:
             continue
         same = record is not None and record["fingerprint"] == prints[stage]
         if record is not None and not same and index < start:
@@ -92,7 +97,7 @@ def _changed(config: Config, folder: RunFolder, stage: str) -> str:
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """{"section": {"key": value}} -> {"section.key": value}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for section, values in settings.items():
         if isinstance(values, dict):
             flat |= {f"{section}.{key}": value for key, value in values.items()}

@@ -18,11 +18,11 @@ from mtmsd.diffusion import Schedule
 from mtmsd.training import Averaged, make_optimizer, pretrain_step
 from mtmsd.unet import UNet
 from pipeline.artifacts import RunFolder, write_json
-from pipeline.cluster import IO_CPUS, metered, peak_rss, share_out
+from pipeline.cluster import metered, peak_rss, share_out
 from pipeline.config import Config
 from pipeline.readers import PatchReader, Reduced
 from pipeline.scene import Scene
-from pipeline.units import UnitSource
+from pipeline.units import UnitSource, read_units
 
 _REPORT_EVERY = 5
 
@@ -56,6 +56,8 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
             ),
         )
         checkpoint = trainer.fit().checkpoint
+        if checkpoint is None:
+            raise RuntimeError(f"pretraining left no checkpoint in {folder.pretrain}")
         with checkpoint.as_directory() as directory:
             _publish(config, folder, Path(directory), Reduced(str(folder.reduced)).shape[0])
         return record()
@@ -81,9 +83,7 @@ def _publish(config: Config, folder: RunFolder, checkpoint: Path, components: in
     partial = folder.unet.with_suffix(".partial")
     save_file({name: value.contiguous() for name, value in state["averaged"].items()}, partial, metadata)
     batch = config.pretrain.batch
-    history = [
-        {"step": step, "images": step * batch, "loss": loss} for step, loss in state["history"]
-    ]
+    history = [{"step": step, "images": step * batch, "loss": loss} for step, loss in state["history"]]
     write_json(folder.pretrain / "history.json", history)
     partial.rename(folder.unet)
 
@@ -99,7 +99,8 @@ def _train_loop(settings: dict[str, Any]) -> None:
     reduced = Reduced(settings["reduced"])
     device = ray.train.torch.get_device()
     torch.manual_seed(config.seed)
-    unet = UNet(config.unet, reduced.shape[0]).to(device, memory_format=torch.channels_last)
+    unet = UNet(config.unet, reduced.shape[0]).to(device)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, averaged = make_optimizer(unet, config.pretrain), Averaged(unet, config.pretrain.ema)
     start, history = 0, []
     checkpoint = ray.train.get_checkpoint()
@@ -117,7 +118,14 @@ def _train_loop(settings: dict[str, Any]) -> None:
     for step, patches in _patches(config, reduced, share, start, device):
         losses.append(
             pretrain_step(
-                model, optimizer, schedule, config.pretrain, patches, seed=config.seed, step=step, share=share
+                model,
+                optimizer,
+                schedule,
+                config.pretrain,
+                patches,
+                seed=config.seed,
+                step=step,
+                share=share,
             )
         )
         averaged.update(unet, step)
@@ -143,7 +151,7 @@ def _patches(config: Config, reduced: Reduced, share: slice, start: int, device:
     size = (share.stop - share.start) * reduced.shape[0] * config.patches.size**2 * 4
     reader = PatchReader(reduced, config.patches, config.pretrain, config.seed, share)
     source = UnitSource("pretrain: patches", steps, reader, size)
-    dataset = ray.data.read_datasource(source, num_cpus=IO_CPUS, concurrency=1)
+    dataset = read_units(source, concurrency=1)
     for batch in dataset.iter_batches(batch_size=1, prefetch_batches=8):
         yield int(batch["unit"][0]), torch.tensor(batch["patches"][0], device=device)
 
@@ -164,7 +172,9 @@ def _checkpoint(state: dict[str, Any] | None, step: int, loss: float) -> None:
     try:
         torch.save(state, Path(directory) / "state.pt")
         ray.train.report(
-            metrics, checkpoint=ray.train.Checkpoint.from_directory(directory), checkpoint_dir_name=name
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(directory),
+            checkpoint_dir_name=name,
         )
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -92,7 +92,9 @@ class TileReader:
         """Read a tile and its halo."""
         y0, y1, x0, x1 = self.grid.bounds(unit)
         side, before, after = self.grid.side, self.patches.before, self.patches.after
-        cube = self.reduced.window(y0 - before, y0 + side + after, x0 - before, x0 + side + after, self.patches)
+        cube = self.reduced.window(
+            y0 - before, y0 + side + after, x0 - before, x0 + side + after, self.patches
+        )
         return {"cube": cube, "pixels": (y1 - y0) * (x1 - x0), "bytes_read": cube.nbytes}
 
 

@@ -9,12 +9,12 @@ from zarr.codecs import ZstdCodec
 
 from mtmsd.spectral import Moments, Projection, fit_projection
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.cluster import IO_CPUS, metered, peak_rss
+from pipeline.cluster import metered, peak_rss
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.readers import SceneReader
 from pipeline.scene import Scene, write_georeference
-from pipeline.units import ChunkSink, Region, Row, TileGrid, UnitSource, in_order
+from pipeline.units import IO_CPUS, ChunkSink, Region, Row, TileGrid, UnitSource, in_order, read_units
 
 
 def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def reduced_grid(scene: Scene) -> TileGrid:
 
 def _tiles(name: str, scene: Scene, grid: TileGrid, units: list[int]) -> ray.data.Dataset:
     source = UnitSource(name, units, SceneReader(scene, grid), scene.bands * grid.side**2 * 4)
-    return ray.data.read_datasource(source, num_cpus=IO_CPUS)
+    return read_units(source)
 
 
 def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _tile_moments(batch: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _project(batch: dict[str, Any], spectral: dict[str, Any]) -> Row:
+def _project(batch: Any, spectral: dict[str, Any]) -> Row:
     cube = batch["cube"][0][np.asarray(spectral["bands_used"])]
     reduced = Projection.from_json(spectral).apply(cube)[None]
     carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}

@@ -189,8 +189,7 @@ def _metrics(folder: RunFolder) -> Context | None:
         else f"{number(split.get('train_per_class'))} pixels of each class train"
     )
     rows = [
-        [{"count": count, "share": count / max(1, sum(row))} for count in row]
-        for row in metrics["confusion"]
+        [{"count": count, "share": count / max(1, sum(row))} for count in row] for row in metrics["confusion"]
     ]
     described = (split["protocol"], drawn, f"guard {split.get('guard_px', 0)} px")
     return metrics | {

@@ -156,8 +156,7 @@ def open_scene(url: str) -> Scene:
     reflectance = scene_arrays.scene_array(group, "reflectance", ("band", "y", "x"), url)
     if reflectance.dtype.kind not in "iuf":
         raise UserError(
-            f"scene {url}: reflectance must be integer or float, found {reflectance.dtype}; "
-            "convert it"
+            f"scene {url}: reflectance must be integer or float, found {reflectance.dtype}; convert it"
         )
     if 0 in reflectance.shape:
         raise UserError(f"scene {url}: reflectance must not be empty, found {reflectance.shape}")
@@ -202,9 +201,7 @@ def write_georeference(
     transform = georeference.coarser(scene.transform, step) if scene.transform else None
     centres = georeference.pixel_centres(transform, height, width) if transform else None
     axes = []
-    for i, (name, size, count) in enumerate(
-        (("y", scene.height, height), ("x", scene.width, width))
-    ):
+    for i, (name, size, count) in enumerate((("y", scene.height, height), ("x", scene.width, width))):
         own = georeference.read_coordinate(source, name, size, where)
         if own is not None and (step == 1 or centres is None):
             # The centre of an overview pixel lies between pixels of the scene.

@@ -97,9 +97,7 @@ def wavelengths(group: zarr.Group, bands: int, url: str) -> tuple[float, ...] | 
     unit = str(array.attrs.get("units", "nm"))
     values = np.asarray(array[:])
     if values.dtype.kind not in "iuf" or unit.lower() not in NM_PER_UNIT:
-        raise UserError(
-            f"scene {url}: wavelength must be numbers in nm, found {values.dtype} in {unit!r}"
-        )
+        raise UserError(f"scene {url}: wavelength must be numbers in nm, found {values.dtype} in {unit!r}")
     return tuple((values.astype(np.float64) * NM_PER_UNIT[unit.lower()]).tolist())
 
 
@@ -179,8 +177,7 @@ def sampled_regions(array: ZarrArray) -> Iterator[Region]:
 def _region(array: ZarrArray, index: tuple[int, ...]) -> Region:
     """Return the slices of the chunk at this place of the chunk grid."""
     return tuple(
-        slice(i * c, min((i + 1) * c, n))
-        for i, c, n in zip(index, array.chunks, array.shape, strict=True)
+        slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, array.chunks, array.shape, strict=True)
     )
 
 

@@ -77,9 +77,7 @@ def write_scene(
         sources, targets = zip(*stored, strict=True)
         da.store(list(sources), list(targets), lock=False)
         _add_wavelengths(group, wavelength_nm)
-        centres = (
-            georeference.pixel_centres(transform, *reflectance.shape[1:]) if transform else None
-        )
+        centres = georeference.pixel_centres(transform, *reflectance.shape[1:]) if transform else None
         georeference.write_grid(group, crs_wkt, transform, *(centres or (None, None)))
         georeference.consolidate(group)
 
@@ -100,9 +98,7 @@ def _appearing(target: Path) -> Iterator[Path]:
 def _free_path(path: str | Path) -> Path:
     """Return the absolute path, after checking that nothing lies there."""
     if "://" in str(path):
-        raise UserError(
-            f"scene {path}: scenes are written to a local path; write it there, then copy it"
-        )
+        raise UserError(f"scene {path}: scenes are written to a local path; write it there, then copy it")
     target = Path(path).resolve()
     if target.exists():
         raise UserError(f"scene {target}: exists already; choose another path or remove it")
@@ -149,9 +145,7 @@ def _create(
         attributes=attributes,
     )
     # Blocks may hold several chunks, but no chunk may lie in two blocks.
-    whole = all(
-        size % c == 0 for sizes, c in zip(source.chunks, chunks, strict=True) for size in sizes[:-1]
-    )
+    whole = all(size % c == 0 for sizes, c in zip(source.chunks, chunks, strict=True) for size in sizes[:-1])
     return (source if whole else source.rechunk(chunks)), array
 
 
@@ -169,9 +163,7 @@ def _packing(
     return attributes
 
 
-def _label_codes(
-    labels: Any, classes: ClassTable | None, target: Path
-) -> tuple[Any, dict[str, Any]]:
+def _label_codes(labels: Any, classes: ClassTable | None, target: Path) -> tuple[Any, dict[str, Any]]:
     """Return the labels as uint8 or uint16 and their attributes."""
     codes = da.asarray(labels)
     if codes.dtype.kind not in "iu":
@@ -179,9 +171,7 @@ def _label_codes(
     lowest, highest = (int(v) for v in compute(codes.min(), codes.max()))
     highest = max(highest, *(classes.codes if classes else ()), 0)
     if lowest < 0 or highest > np.iinfo(np.uint16).max:
-        raise UserError(
-            f"scene {target}: class codes must lie in 0..65535, found {lowest} to {highest}"
-        )
+        raise UserError(f"scene {target}: class codes must lie in 0..65535, found {lowest} to {highest}")
     return (
         codes.astype(np.min_scalar_type(highest)),
         to_attributes(classes) if classes is not None else {},

@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import ray.data
 import zarr
+from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.data import Datasink, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
 Row = dict[str, Any]
+IO_CPUS = 0.25
+"""CPUs of a read or write task."""
 Region = tuple[slice, ...]
 
 
@@ -33,8 +37,13 @@ class UnitSource(Datasource):
     """Units in the given order, read where Ray runs the read task."""
 
     def __init__(self, name: str, units: Sequence[int], reader: Reader, row_bytes: int) -> None:
-        super().__init__()
-        self._name, self._units, self._reader, self._row_bytes = name, list(units), reader, row_bytes
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._name, self._units, self._reader, self._row_bytes = (
+            name,
+            list(units),
+            reader,
+            row_bytes,
+        )
 
     def get_name(self) -> str:
         """Name of the operator in the dashboard."""
@@ -73,6 +82,12 @@ class _ReadUnits:
             yield BlockAccessor.batch_to_block({key: np.asarray(value)[None] for key, value in row.items()})
 
 
+def read_units(source: UnitSource, concurrency: int | None = None) -> ray.data.Dataset:
+    """The dataset of a source's units; each read task takes a fraction of a CPU."""
+    dataset: ray.data.Dataset = ray.data.read_datasource(source, num_cpus=IO_CPUS, concurrency=concurrency)
+    return dataset
+
+
 class ChunkSink(Datasink[None]):
     """Writes each row's arrays into their region of a Zarr group, then the unit's marker."""
 
@@ -93,16 +108,23 @@ class ChunkSink(Datasink[None]):
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write whole chunks; a repeated write of a unit leaves the same bytes."""
-        group = zarr.open_group(self._group, mode="r+", use_consolidated=False)
+        group: Any = zarr.open_group(self._group, mode="r+", use_consolidated=False)
+        row: Row
         for block in blocks:
             for row in BlockAccessor.for_block(block).iter_rows(public_row_format=False):
                 unit, written = int(row["unit"]), 0
                 for name, region in self._regions(unit).items():
-                    values = np.asarray(row[name])[tuple(_extent(part) for part in region)]
+                    values: NDArray[Any] = np.asarray(row[name])[tuple(_extent(part) for part in region)]
                     group[name][region] = values
                     written += values.nbytes
                 (self._markers / str(unit)).touch()
-                done = (1, int(row["pixels"]), int(row["bytes_read"]), written, int(row["peak_rss"]))
+                done = (
+                    1,
+                    int(row["pixels"]),
+                    int(row["bytes_read"]),
+                    written,
+                    int(row["peak_rss"]),
+                )
                 self._meter.add.remote(*done)
 
 

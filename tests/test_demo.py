@@ -111,9 +111,7 @@ def test_the_seed_decides_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(48, 48), (49, 131), (200, 64)])
 @pytest.mark.parametrize("seed", range(4))
-def test_any_size_from_48_pixels_can_be_drawn(
-    tmp_path: Path, seed: int, size: tuple[int, int]
-) -> None:
+def test_any_size_from_48_pixels_can_be_drawn(tmp_path: Path, seed: int, size: tuple[int, int]) -> None:
     make_demo_scene(tmp_path / "s", seed=seed, height=size[0], width=size[1], bands=8)
     scene = open_scene(str(tmp_path / "s"))
     assert (scene.height, scene.width) == size

@@ -25,9 +25,7 @@ from pipeline.georeference import consolidate
 from pipeline.overviews import layer, majority, mean, overview_steps, thumbnail
 from pipeline.scene import Scene, open_scene, write_georeference, write_scene
 
-TABLE = ClassTable(
-    (2, 5, 9), ("dry grass", "roof & wall", "water"), ("#aabb00", "#cc0000", "#0000ff")
-)
+TABLE = ClassTable((2, 5, 9), ("dry grass", "roof & wall", "water"), ("#aabb00", "#cc0000", "#0000ff"))
 WIDE = ClassTable((3, 700), ("low", "high"), ("#102030", "#405060"))
 
 
@@ -220,9 +218,7 @@ def test_without_a_crs_the_geotiff_has_none(tmp_path: Path) -> None:
         assert found.crs is None
 
 
-def test_an_interrupted_export_leaves_the_old_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_export_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = make_scene(tmp_path / "scene", 30, 50)
     make_map(tmp_path / "map", scene)
     path, _ = write_cogs(tmp_path / "map", scene, tmp_path)

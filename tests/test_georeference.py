@@ -87,9 +87,7 @@ def test_irregular_coordinates_are_carried(path: Path, tmp_path: Path) -> None:
 
 
 def test_coordinates_of_a_cut_out_beat_its_stale_geotransform(path: Path, tmp_path: Path) -> None:
-    opened = xr.open_zarr(path, decode_coords="all", chunks=None).isel(
-        y=slice(5, 15), x=slice(4, 9)
-    )
+    opened = xr.open_zarr(path, decode_coords="all", chunks=None).isel(y=slice(5, 15), x=slice(4, 9))
     for variable in opened.variables.values():
         variable.encoding.clear()
     opened["reflectance"].attrs["grid_mapping"] = "spatial_ref"

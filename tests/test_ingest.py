@@ -217,9 +217,7 @@ def test_computes_on_ray_where_one_runs(tmp_path: Path) -> None:
         ("indian_pines_subset", "Indian_subset.mat", ["Indian_subset.mat"], 3569),
     ],
 )  # fmt: skip
-def test_real_scenes(
-    tmp_path: Path, folder: str, image: str, options: list[str], pixels: int
-) -> None:
+def test_real_scenes(tmp_path: Path, folder: str, image: str, options: list[str], pixels: int) -> None:
     source = SHARED / "scenes" / folder
     if not source.is_dir():
         pytest.skip(f"the real scenes are not here: {source} (set MTMSD_SHARED)")

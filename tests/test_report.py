@@ -99,9 +99,7 @@ def run_dir(tmp_path: Path, scene: Scene) -> Path:
         },
         "pretrain/history.json": [{"step": 1, "images": 64, "loss": 1.5}],
         "classifier/history.json": [
-            {"member": m, "epoch": e, "loss": 2.0 / e, "train_accuracy": 0.5}
-            for m in (0, 1)
-            for e in (1, 2)
+            {"member": m, "epoch": e, "loss": 2.0 / e, "train_accuracy": 0.5} for m in (0, 1) for e in (1, 2)
         ],
     }
     for name, content in files.items():

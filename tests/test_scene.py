@@ -134,9 +134,7 @@ def test_reads_what_xarray_reads(tmp_path: Path, zarr_format: Any, dtype: str) -
         "grid_mapping": "spatial_ref",
     }  # fmt: skip
     path = tmp_path / "x.zarr"
-    dataset.to_zarr(
-        path, zarr_format=zarr_format, consolidated=False, encoding={"reflectance": encoding}
-    )
+    dataset.to_zarr(path, zarr_format=zarr_format, consolidated=False, encoding={"reflectance": encoding})
     scene = open_scene(str(path))
     opened = xr.open_zarr(path, consolidated=False)
     np.testing.assert_allclose(scene.read(0, 4, 0, 5), opened["reflectance"].values)

@@ -111,14 +111,10 @@ def block_width(bands: int, width: int, dtype: np.dtype[Any], chunk: int) -> int
 def check_numeric(dtype: np.dtype[Any], where: str) -> None:
     """Raise UserError unless the type is integer or float."""
     if dtype.kind not in "iuf":
-        raise UserError(
-            f"{where} must hold integers or real numbers, found {dtype}; convert it first"
-        )
+        raise UserError(f"{where} must hold integers or real numbers, found {dtype}; convert it first")
 
 
-def choose(
-    shapes: dict[str, tuple[int, ...]], name: str | None, axes: str, option: str, path: Path
-) -> str:
+def choose(shapes: dict[str, tuple[int, ...]], name: str | None, axes: str, option: str, path: Path) -> str:
     """Return the variable of a file to take: the one named, else the only fitting one.
 
     For a cube (three axes), fitting is the array with most bands.
@@ -138,8 +134,7 @@ def choose(
         fitting = {k: s for k, s in fitting.items() if s[band] == most}
     if len(fitting) != 1:
         raise UserError(
-            f"{path}: expected one {len(axes)}-D array to take, found {listed}; "
-            f"choose one with {option}"
+            f"{path}: expected one {len(axes)}-D array to take, found {listed}; choose one with {option}"
         )
     return next(iter(fitting))
 

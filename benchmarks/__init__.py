@@ -1,0 +1,1 @@
+"""Measurements of the product: accuracy beside classical peers."""

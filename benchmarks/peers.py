@@ -1,0 +1,177 @@
+"""Classical peers of the pipeline: support vector machines with a Gaussian kernel, on three inputs.
+
+Spectra; principal components with extended morphological profiles (Benediktsson, Palmason &
+Sveinsson 2005); and the pipeline's own purified features. All are tuned on the training pixels.
+Shapes: N pixel, D feature, T timestep, C component, B band, H row, W column.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.morphology import dilation, disk, erosion, reconstruction
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from mtmsd.metrics import Confusion
+from mtmsd.split import TEST, TRAIN
+
+FloatArray = NDArray[np.float32] | NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+C_GRID = (1.0, 10.0, 100.0, 1000.0)
+GAMMA_GRID = (0.1, 0.3, 1.0, 3.0)
+"""Times 1 / (features * variance), scikit-learn's ``scale``."""
+MAX_FOLDS = 5
+RADII = (1, 2, 3, 5, 8)
+"""Disks of the morphological profiles, pixels."""
+PROFILED = 4
+"""Principal components that get profiles."""
+
+SPECTRA, PROFILES, FEATURES = "SVM, spectra", "SVM, PCA + EMP", "SVM, our purified features"
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The labelled pixels of one split, N each: row, column, class code, TRAIN or TEST."""
+
+    y: IntArray
+    x: IntArray
+    label: IntArray
+    split: IntArray
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A machine's predictions and how it was chosen."""
+
+    predicted: IntArray
+    """Class code of each test pixel, in their order."""
+    cv_accuracy: float | None
+    """Of the chosen setting on held-out training pixels; None when no class has two."""
+    c: float
+    gamma_factor: float
+    folds: int
+
+
+def spectra(cube_BHW: NDArray[np.float32], pixels: Pixels) -> NDArray[np.float32]:
+    """Spectra (N, B') of the pixels; bands without data are left out, gaps get the band's mean."""
+    used_BHW = cube_BHW[np.isfinite(cube_BHW).any(axis=(1, 2))]
+    values_ND = used_BHW[:, pixels.y, pixels.x].T
+    gap_ND = ~np.isfinite(values_ND)
+    if gap_ND.any():
+        values_ND[gap_ND] = np.nanmean(used_BHW, axis=(1, 2))[np.nonzero(gap_ND)[1]]
+    return values_ND
+
+
+def profiles(scores_CHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All components, and openings and closings by reconstruction of the first ``PROFILED``.
+
+    Args:
+        scores_CHW: Principal components; NaN (no data) counts as 0, their mean.
+
+    Returns:
+        (C + 2 * len(RADII) * min(C, PROFILED), H, W).
+    """
+    images_CHW = np.nan_to_num(scores_CHW)
+    layers = list(images_CHW)
+    for image in images_CHW[:PROFILED]:
+        for radius in RADII:
+            footprint = disk(radius)
+            layers.append(reconstruction(erosion(image, footprint), image, "dilation"))
+            layers.append(reconstruction(dilation(image, footprint), image, "erosion"))
+    return np.stack(layers).astype(np.float32)
+
+
+def folds_of(label_N: IntArray) -> list[tuple[IntArray, IntArray]]:
+    """Stratified folds (fit, held out) of training pixels; empty when no class has two pixels.
+
+    As many folds as the smallest class has pixels, from 2 to ``MAX_FOLDS``. A class of a single
+    pixel is never held out: it would be missing from the fit.
+    """
+    codes, counts = np.unique(label_N, return_counts=True)
+    if counts.max() < 2:
+        return []
+    several = np.flatnonzero(np.isin(label_N, codes[counts > 1]))
+    single = np.flatnonzero(np.isin(label_N, codes[counts == 1]))
+    number = int(min(MAX_FOLDS, counts[counts > 1].min()))
+    cut = StratifiedKFold(number, shuffle=True, random_state=0).split(several, label_N[several])
+    return [(np.sort(np.concatenate([several[fit], single])), several[held]) for fit, held in cut]
+
+
+def tuned_svm(features_ND: FloatArray, pixels: Pixels) -> Tuned:
+    """Standardise, choose C and gamma by cross-validation on training pixels, predict test pixels.
+
+    Squared distances are computed once and serve every gamma. Memory: the training pixels squared.
+    """
+    train, test = pixels.split == TRAIN, pixels.split == TEST
+    label = pixels.label[train]
+    scaler = StandardScaler().fit(features_ND[train].astype(np.float64))
+    fit_ND = scaler.transform(features_ND[train].astype(np.float64))
+    distances = euclidean_distances(fit_ND, squared=True)
+    scale = 1 / (fit_ND.shape[1] * max(float(fit_ND.var()), 1e-12))
+    folds = folds_of(label)
+    if folds:
+        searches = []
+        for factor in GAMMA_GRID:
+            search = GridSearchCV(SVC(kernel="precomputed"), {"C": C_GRID}, cv=folds, refit=False)
+            searches.append((search.fit(np.exp(-factor * scale * distances), label), factor))
+        search, factor = max(searches, key=lambda pair: pair[0].best_score_)
+        c, accuracy = float(search.best_params_["C"]), float(search.best_score_)
+    else:
+        c, factor, accuracy = 100.0, 1.0, None
+    machine = SVC(kernel="precomputed", C=c).fit(np.exp(-factor * scale * distances), label)
+    predicted = [np.empty(0, label.dtype)]
+    for rows in np.array_split(np.flatnonzero(test), -(-int(test.sum()) // _BLOCK)):
+        other_ND = scaler.transform(features_ND[rows].astype(np.float64))
+        apart = euclidean_distances(other_ND, fit_ND, squared=True)
+        predicted.append(machine.predict(np.exp(-factor * scale * apart)))
+    return Tuned(np.concatenate(predicted), accuracy, c, factor, len(folds))
+
+
+def score(pixels: Pixels, predicted: IntArray) -> dict[str, Any]:
+    """OA, AA, kappa and accuracy per class of the test pixels, as the pipeline computes them."""
+    codes = np.unique(pixels.label)
+    confusion = Confusion(len(codes))
+    truth = pixels.label[pixels.split == TEST]
+    confusion.update(np.searchsorted(codes, truth), np.searchsorted(codes, predicted))
+    scores = confusion.finish()
+    return {key: scores[key] for key in ("oa", "aa", "kappa", "per_class")}
+
+
+def peer(variants: Sequence[tuple[str, FloatArray]], pixels: Pixels) -> dict[str, Any]:
+    """Scores of the input that cross-validates best on the training pixels.
+
+    Args:
+        variants: Name and features (N, D) of each candidate.
+        pixels: The split.
+
+    Returns:
+        ``oa``, ``aa``, ``kappa``, ``per_class``, the choices, and ``seconds`` of tuning, fitting
+        and predicting over all variants.
+    """
+    begun = time.monotonic()
+    results = [(name, tuned_svm(features, pixels)) for name, features in variants]
+    name, best = max(results, key=lambda result: result[1].cv_accuracy or 0.0)
+    return score(pixels, best.predicted) | {
+        "variant": name,
+        "cv_accuracy": {name: result.cv_accuracy for name, result in results},
+        "c": best.c,
+        "gamma_factor": best.gamma_factor,
+        "folds": best.folds,
+        "seconds": time.monotonic() - begun,
+    }
+
+
+def feature_variants(centre_NTD: NDArray[np.float32]) -> list[tuple[str, FloatArray]]:
+    """Purified centre features: all timesteps side by side, and the first timestep alone."""
+    variants: list[tuple[str, FloatArray]] = [("all timesteps", centre_NTD.reshape(len(centre_NTD), -1))]
+    if centre_NTD.shape[1] > 1:
+        variants.append(("first timestep", centre_NTD[:, 0]))
+    return variants
