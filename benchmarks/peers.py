@@ -83,9 +83,10 @@ def profiles(scores_CHW: NDArray[np.float32]) -> NDArray[np.float32]:
     layers = list(images_CHW)
     for image in images_CHW[:PROFILED]:
         for radius in RADII:
-            footprint = disk(radius)
-            layers.append(reconstruction(erosion(image, footprint), image, "dilation"))
-            layers.append(reconstruction(dilation(image, footprint), image, "erosion"))
+            footprint = disk(radius)  # type: ignore[no-untyped-call]
+            for start, method in ((erosion, "dilation"), (dilation, "erosion")):
+                seed = start(image, footprint)
+                layers.append(reconstruction(seed, image, method))  # type: ignore[no-untyped-call]
     return np.stack(layers).astype(np.float32)
 
 

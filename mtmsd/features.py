@@ -24,10 +24,10 @@ from mtmsd.windows import PatchConfig
 class FeatureConfig:
     """Which features are read, and how they are computed."""
 
-    timesteps: tuple[int, ...] = tuple(range(50, 1000, 50))
-    """Timesteps at which the U-Net is read, ascending."""
-    stages: tuple[int, ...] = (0, 1, 2, 3, 5)
-    """Decoder stages (output blocks) that are read, ascending."""
+    timesteps: tuple[int, ...] = (50, 150, 300, 500, 700)
+    """Timesteps at which the U-Net is read, ascending (the paper: 50, 100, ..., 950)."""
+    stages: tuple[int, ...] = (3, 5)
+    """Decoder stages (output blocks) that are read, ascending (the paper: 0, 1, 2, 3, 5)."""
     noise_seed: int = 0
     """Seed of the noise tensor that all windows and timesteps share."""
     batch: int = 16

@@ -19,12 +19,12 @@ from mtmsd.diffusion import Schedule
 class PretrainConfig:
     """The diffusion model's training."""
 
-    steps: int = 40_000
+    steps: int = 2_000
     """Optimiser steps (the paper: 40,000)."""
     batch: int = 16
     """Patches per step, over all workers."""
-    learning_rate: float = 1e-4
-    """Peak learning rate of AdamW."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of AdamW (the paper: 1e-4 throughout)."""
     warmup: int = 100
     """Steps of linear warm-up."""
     decay: float = 0.3
@@ -37,7 +37,7 @@ class PretrainConfig:
     """Decay of the averaged weights; early on, (1 + k) / (10 + k) when that is smaller."""
     turns: bool = True
     """Flip and turn patches by multiples of 90 degrees."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward and backward pass (autocast)."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Widths and depths of the U-Net; the defaults are the paper's."""
+    """Widths and depths of the U-Net; the paper's has 128 channels."""
 
-    channels: int = 128
+    channels: int = 64
     """Base width."""
     multipliers: tuple[int, ...] = (1, 2, 2)
     """Width of each resolution level, in units of ``channels``; each level halves the resolution."""
@@ -146,7 +146,8 @@ class Upsample(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x_NCHW, scale_factor=2, mode="nearest"))  # type: ignore[no-any-return]
+        result: Tensor = self.conv(F.interpolate(x_NCHW, scale_factor=2, mode="nearest"))
+        return result
 
 
 class UNet(nn.Module):

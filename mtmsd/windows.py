@@ -23,9 +23,9 @@ class PatchConfig:
 
     size: int = 48
     """Side of a window (patch), pixels."""
-    stride: int = 1
+    stride: int = 4
     """Side of the block that one window answers for, pixels; 1 = a window for every pixel (exact)."""
-    padding: Padding = "zeros"
+    padding: Padding = "reflect"
     """What lies beyond the scene's edge: zeros as in the paper, or the scene reflected."""
 
     def __post_init__(self) -> None:

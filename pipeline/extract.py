@@ -16,11 +16,11 @@ from zarr.codecs import ZstdCodec
 from mtmsd.diffusion import Schedule
 from mtmsd.features import Extractor, feature_width
 from mtmsd.purify import ClassMeans, Selection, select
-from mtmsd.split import TEST, TRAIN, UNUSED, make_split
+from mtmsd.split import TEST, TRAIN, UNUSED
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.cluster import Shares, metered, peak_rss, share_out
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.labels import labelled_split
 from pipeline.pretrain import load_unet
 from pipeline.readers import Reduced, WindowReader
 from pipeline.scene import Scene
@@ -71,31 +71,6 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
                 ray_remote_args={"num_cpus": IO_CPUS},
             )
         return record()
-
-
-def labelled_split(
-    config: Config, scene: Scene
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """y, x, label and split of the labelled pixels that train or test, ordered by their windows.
-
-    Raises:
-        UserError: The labels cannot serve the split.
-    """
-    y, x, label = scene.labelled_pixels()
-    if len(y) == 0:
-        raise UserError(
-            f"scene {scene.url}: expected labelled pixels (labels > 0), found none; "
-            "add labels, or use --model RUN_DIR to map with an earlier run's classifier"
-        )
-    seed = config.seed if config.split.seed is None else config.split.seed
-    try:
-        split = make_split(y, x, label, config.split, seed)
-    except ValueError as error:
-        raise UserError(f"scene {scene.url}: {error}") from None
-    used = np.flatnonzero(split != UNUSED)
-    stride = config.patches.stride
-    order = used[np.lexsort((x[used], y[used], x[used] // stride, y[used] // stride))]
-    return y[order], x[order], label[order], split[order]
 
 
 def _class_rows(scene: Scene) -> list[tuple[int, str, str]]:

@@ -20,6 +20,7 @@ import yaml
 from pipeline.artifacts import STAGES, RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.labels import labelled_split
 from pipeline.model import adopt_model, model_config
 from pipeline.plan import Plan, make_plan
 from pipeline.scene import Scene, open_scene
@@ -66,6 +67,8 @@ def main(
             f"found {config.reduce.components}"
         )
     plan = make_plan(config, folder, opened, first, last, Path(model) if model else None)
+    if "extract" in plan.todo:
+        labelled_split(config, opened)  # labels that cannot serve are found out before any work
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(plan.table())

@@ -1,0 +1,118 @@
+"""Means, standard deviations and paired differences over seeds, and their table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+OURS = "MTMSD (ours)"
+SCORES = {"oa": "OA %", "aa": "AA %", "kappa": "kappa x 100"}
+
+
+def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Statistics over the runs (seeds) of one protocol.
+
+    Args:
+        runs: Each with ``methods``: name -> ``oa``, ``aa``, ``kappa`` and ``seconds``; the first
+            method is ours.
+
+    Returns:
+        ``methods``: name -> mean and sample standard deviation (None for a single run) of each
+        score, and mean ``seconds``; ``ours_minus``: the same of the differences ours - peer, pair
+        by pair on the same split.
+    """
+    methods: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for name in runs[0]["methods"]:
+        methods[name] = {key: _statistics([run["methods"][name][key] for run in runs]) for key in SCORES}
+        methods[name]["seconds"] = float(np.mean([run["methods"][name]["seconds"] for run in runs]))
+        if name != OURS:
+            differences[name] = {
+                key: _statistics([run["methods"][OURS][key] - run["methods"][name][key] for run in runs])
+                for key in SCORES
+            }
+    return {"methods": methods, "ours_minus": differences}
+
+
+def _statistics(values: Sequence[float]) -> dict[str, float | None]:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": deviation}
+
+
+def shared_tests(runs: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Seeds that test on the very same pixels, in groups of two or more.
+
+    Small scenes have few ways to part their blocks; such seeds say nothing new about the scene.
+    """
+    groups: dict[str, list[int]] = {}
+    for run in runs:
+        groups.setdefault(run["test_pixels"], []).append(run["seed"])
+    return [seeds for seeds in groups.values() if len(seeds) > 1]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The whole report as a page of Markdown."""
+    shared = report["shared"]
+    lines = [
+        f"# Accuracy on {report['scene']['name']}",
+        "",
+        f"- {report['date']}, commit {report['commit']}",
+        f"- Machine: {report['machine']}",
+        f"- Command: `{report['command']}`",
+        f"- Reduction and pretraining, shared by all runs: {shared['seconds']:.0f} s",
+        "- Test pixels only; mean ± sample standard deviation over seeds; differences are taken "
+        "seed by seed on the same pixels.",
+    ]
+    for protocol, part in report["protocols"].items():
+        lines += ["", f"## {_split_line(protocol, part['runs'])}", "", *table(part["summary"])]
+        lines += [
+            f"\nSeeds {', '.join(map(str, seeds))} test on the same pixels: they count as one draw."
+            for seeds in part["shared_tests"]
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def table(summary: dict[str, Any]) -> list[str]:
+    """One row per method; scores and differences times 100, time in seconds."""
+    scores = list(SCORES.values())
+    heads = ["method", *scores, *(f"ours - it, {name}" for name in scores), "time, s"]
+    rows = []
+    for name, values in summary["methods"].items():
+        cells = [_cell(values[key]) for key in SCORES]
+        gaps = summary["ours_minus"].get(name)
+        cells += [_cell(gaps[key], sign=True) if gaps else "" for key in SCORES]
+        rows.append([name, *cells, f"{values['seconds']:.1f}"])
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    rule = ["-" * width for width in widths]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in [heads, rule, *rows]
+    ]
+
+
+def _cell(value: dict[str, float | None], sign: bool = False) -> str:
+    mean, deviation = value["mean"], value["sd"]
+    shown = f"{100 * (mean or 0.0):{'+' if sign else ''}.2f}"
+    return shown if deviation is None else f"{shown} ± {100 * deviation:.2f}"
+
+
+def _split_line(protocol: str, runs: Sequence[dict[str, Any]]) -> str:
+    split = runs[0]["split"]
+    share = (
+        f"{split['train_per_class']} a class"
+        if "train_per_class" in split
+        else f"{100 * split['train_fraction']:g} %"
+    )
+    guard = f", guard {split['guard_px']} px" if protocol == "blocks" else ""
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    overlap = _range([100 * run["overlap"] for run in runs], "{:.1f}")
+    return (
+        f"Split {protocol} ({share}{guard}), seeds {seeds}: "
+        f"{_range([run['n_train'] for run in runs], '{}')} training and "
+        f"{_range([run['n_test'] for run in runs], '{}')} test pixels, overlap {overlap} %"
+    )
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    least, most = form.format(min(values)), form.format(max(values))
+    return least if least == most else f"{least} to {most}"

@@ -1,0 +1,189 @@
+"""The whole chain on a tiny synthetic scene, on Ray: what users may rely on."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import rioxarray  # noqa: F401
+import torch
+import xarray as xr
+import zarr
+from safetensors.torch import load_file
+
+from pipeline.artifacts import STAGES, RunFolder, read_json
+from pipeline.classify import load_ensemble
+from pipeline.config import Config
+from pipeline.run import cli
+from pipeline.scene import open_scene
+from tests.conftest import DEAD_BAND, TINY
+
+pytestmark = pytest.mark.cluster
+
+
+def _map(folder: Path) -> dict[str, np.ndarray]:
+    group = zarr.open_group(folder / "map.zarr", mode="r", use_consolidated=False)
+    return {name: np.asarray(group[name][...]) for name in ("class", "confidence", "entropy")}
+
+
+def _state(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_stage_is_recorded(finished: Path) -> None:
+    records = read_json(finished / "stages.json")
+    assert list(records) == list(STAGES)
+    for stage, record in records.items():
+        assert record["status"] == "done", stage
+        assert record["wall_s"] > 0, stage
+        assert record["pixels"] > 0, stage
+        assert record["pixels_per_s"] == pytest.approx(record["pixels"] / record["wall_s"], rel=0.01)
+        if stage != "report":
+            assert record["peak_rss_bytes"] > 50e6, stage
+            assert record["bytes_read"] > 0, stage
+    assert records["map"]["pixels"] == 96 * 150
+    run = read_json(finished / "run.json")
+    assert run["config"]["unet"]["channels"] == 32
+    assert run["versions"]["ray"]
+
+
+def test_dead_band_is_left_out_and_said(finished: Path) -> None:
+    spectral = read_json(finished / "spectral.json")
+    assert spectral["bands_dropped"] == [DEAD_BAND]
+    assert spectral["valid_pixels"] == 96 * 150 - 32 * 64 - 7
+    reduced = np.asarray(zarr.open_group(finished / "reduced.zarr", mode="r")["reduced"][...])
+    valid = reduced[:, ~np.isnan(reduced).any(axis=0)].astype(np.float64)
+    np.testing.assert_allclose(valid.mean(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(valid.std(axis=1), 1, rtol=1e-5)
+
+
+def test_no_data_stays_no_data(finished: Path) -> None:
+    result = _map(finished)
+    empty = np.zeros((96, 150), bool)
+    empty[64:, :64], empty[0, :7] = True, True
+    assert (result["class"][empty] == 0).all()
+    assert (result["class"][~empty] != 0).all()
+    for name in ("confidence", "entropy"):
+        assert np.array_equal(np.isnan(result[name]), empty), name
+
+
+def test_map_has_the_scenes_codes_and_sane_values(finished: Path, tiny_scene: Path) -> None:
+    result, codes = _map(finished), open_scene(str(tiny_scene)).classes.codes
+    assert set(np.unique(result["class"])) <= {0, *codes}
+    inside = ~np.isnan(result["confidence"])
+    assert (result["confidence"][inside] >= 1 / len(codes) - 1e-6).all()
+    assert (result["confidence"][inside] <= 1 + 1e-6).all()
+    assert (result["entropy"][inside] >= 0).all()
+    assert (result["entropy"][inside] <= np.log(len(codes)) + 1e-5).all()
+
+
+def test_map_opens_with_crs_transform_and_names(finished: Path, tiny_scene: Path) -> None:
+    scene = open_scene(str(tiny_scene))
+    opened = xr.open_zarr(finished / "map.zarr", decode_coords="all")
+    assert opened.rio.crs.to_epsg() == 32615
+    assert opened["class"].attrs["flag_values"] == list(scene.classes.codes)
+    with rasterio.open(finished / "map.tif") as tif:
+        assert tif.crs.to_epsg() == 32615
+        assert tuple(tif.transform)[:6] == pytest.approx(scene.transform)
+        assert np.array_equal(tif.read(1), _map(finished)["class"])
+        color = tif.colormap(1)[scene.classes.codes[0]]
+        assert "#{:02x}{:02x}{:02x}".format(*color[:3]) == scene.classes.colors[0]
+    assert "<html" in (finished / "report.html").read_text()
+
+
+def test_metrics_count_test_pixels_only(finished: Path) -> None:
+    metrics = read_json(finished / "metrics.json")
+    group = zarr.open_group(finished / "features.zarr", mode="r")
+    split = np.asarray(group["split"][...])
+    confusion = np.asarray(metrics["confusion"])
+    assert metrics["n_train"] == (split == 0).sum()
+    assert metrics["n_test"] == (split == 1).sum() == confusion.sum()
+    assert metrics["oa"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    assert sum(row["n_test"] for row in metrics["per_class"]) == metrics["n_test"]
+    assert 0 <= metrics["overlap"] <= 1
+
+
+def test_map_is_the_classifiers_answer(finished: Path) -> None:
+    group = zarr.open_group(finished / "features.zarr", mode="r")
+    config = Config.model_validate(read_json(finished / "run.json")["config"])
+    ensemble = load_ensemble(config, RunFolder(finished), gpu=False)
+    centre, pooled = (torch.from_numpy(np.asarray(group[name][...])) for name in ("centre", "pooled"))
+    answer = ensemble(centre, pooled)
+    at = np.asarray(group["y_index"][...]), np.asarray(group["x_index"][...])
+    codes = np.asarray(read_json(finished / "classifier" / "selection.json")["codes"])
+    result = _map(finished)
+    assert np.array_equal(codes[answer.position_N.numpy()], result["class"][at])
+    np.testing.assert_allclose(answer.confidence_N.numpy(), result["confidence"][at], atol=1e-5)
+
+
+def test_running_again_touches_nothing(finished: Path, tiny_scene: Path) -> None:
+    before, begun = _state(finished), time.monotonic()
+    assert cli([str(tiny_scene), "--config", str(TINY), "--out", str(finished)]) == 0
+    assert time.monotonic() - begun < 15
+    after = _state(finished)
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert changed <= {str(finished / "run.json")}
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_any_number_of_actors_gives_the_same_map(
+    actors: int, finished: Path, run_copy: Path, tiny_scene: Path
+) -> None:
+    arguments = [
+        str(tiny_scene),
+        "--config",
+        str(TINY),
+        "--out",
+        str(run_copy),
+        "--from",
+        "map",
+        "--until",
+        "map",
+    ]
+    (run_copy / "map.tif").unlink()
+    assert cli([*arguments, "--set", f"cluster.actors={actors}"]) == 0
+    for name, values in _map(run_copy).items():
+        assert np.array_equal(values, _map(finished)[name], equal_nan=True), name
+    assert (run_copy / "map.tif").exists()
+
+
+def test_only_missing_tiles_are_made(finished: Path, run_copy: Path, tiny_scene: Path) -> None:
+    records = read_json(run_copy / "stages.json")
+    records["map"]["status"] = "running"
+    del records["report"]
+    (run_copy / "stages.json").write_text(json.dumps(records))
+    group = zarr.open_group(run_copy / "map.zarr", mode="r+", use_consolidated=False)
+    group["class"][:64, :64] = 1  # tile 0: as if it had never been written
+    group["confidence"][:64, 64:128] = 0.5  # tile 1 is marked done: must not be touched
+    (run_copy / ".done" / "map" / "0").unlink()
+    assert cli([str(tiny_scene), "--config", str(TINY), "--out", str(run_copy)]) == 0
+    result, whole = _map(run_copy), _map(finished)
+    assert np.array_equal(result["class"], whole["class"])
+    assert (result["confidence"][:64, 64:128] == 0.5).all()
+
+
+def test_training_repeats_bit_for_bit(finished: Path, run_copy: Path, tiny_scene: Path) -> None:
+    arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(run_copy), "--from", "pretrain"]
+    assert cli([*arguments, "--until", "classify"]) == 0
+    names = ["pretrain/unet.safetensors", *(f"classifier/member_{i}.safetensors" for i in range(2))]
+    for name in names:
+        mine, theirs = load_file(run_copy / name), load_file(finished / name)
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
+    assert read_json(run_copy / "metrics.json") == read_json(finished / "metrics.json")
+    assert not (run_copy / "map.zarr").exists(), "results of stages that follow must not stay"
+
+
+def test_a_model_maps_another_scene(finished: Path, tiny_scene: Path, tmp_path: Path) -> None:
+    scene = tmp_path / "other.zarr"
+    shutil.copytree(tiny_scene, scene)
+    group = zarr.open_group(scene, mode="r+", use_consolidated=False)
+    group["labels"][:] = 0
+    arguments = [str(scene), "--out", str(tmp_path / "out"), "--model", str(finished)]
+    assert cli(arguments) == 0
+    for name, values in _map(tmp_path / "out").items():
+        assert np.array_equal(values, _map(finished)[name], equal_nan=True), name
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert cli(arguments) == 0

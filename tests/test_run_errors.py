@@ -1,0 +1,192 @@
+"""Bad input: exit code 2, one line that says what, where, expected and found; nothing overwritten."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from pipeline.artifacts import RunFolder, write_json
+from pipeline.config import Config, fingerprints, load_config
+from pipeline.errors import UserError
+from pipeline.plan import make_plan
+from pipeline.run import cli
+from pipeline.scene import open_scene, write_scene
+from tests.conftest import ROOT, TINY
+
+
+def _fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str) -> None:
+    assert cli(arguments) == 2
+    output = capsys.readouterr()
+    last = output.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    for word in words:
+        assert word in last, last
+    assert "Traceback" not in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["SCENE"]),
+        (["nowhere.zarr"], ["nowhere.zarr"]),
+        (["nowhere.zarr", "--demo"], ["--demo"]),
+        (["nowhere.zarr", "--from", "mapp"], ["--from mapp", "reduce", "report"]),
+        (["nowhere.zarr", "--until", "x"], ["--until x"]),
+        (["nowhere.zarr", "--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
+        (["nowhere.zarr", "--bogus"], ["--bogus"]),
+        (["nowhere.zarr", "--set", "unet.chanels=64"], ["unet.chanels", "did you mean unet.channels"]),
+        (["nowhere.zarr", "--set", "unett.channels=64"], ["unett", "did you mean unet"]),
+        (["nowhere.zarr", "--set", "unet.channels=many"], ["unet.channels", "integer", "many"]),
+        (["nowhere.zarr", "--set", "unet.channels"], ["expected section.key=value"]),
+        (["nowhere.zarr", "--set", "unet.channels=40"], ["unet.channels", "32", "40"]),
+        (["nowhere.zarr", "--set", "patches.size=50"], ["patches.size", "multiple of 4", "50"]),
+        (["nowhere.zarr", "--set", "features.stages=[1,9]"], ["features.stages", "below 9"]),
+        (["nowhere.zarr", "--set", "features.timesteps=[50,1000]"], ["features.timesteps", "1000"]),
+        (["nowhere.zarr", "--set", "patches.stride=5"], ["map.tile", "multiple", "5"]),
+        (["no.zarr", "--set", "pretrain.batch=15", "--set", "cluster.train_workers=2"], ["pretrain.batch"]),
+        (["nowhere.zarr", "--set", "split.train_fraction=1.5"], ["split.train_fraction", "1.5"]),
+    ],
+)  # fmt: skip
+def test_wrong_commands(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    _fails(capsys, arguments, *words)
+
+
+def _scene(path: Path, labels: np.ndarray | None = None, bands: int = 6) -> str:
+    cube = np.random.default_rng(0).random((bands, 40, 48), np.float32)
+    write_scene(path, cube, labels=labels)
+    return str(path)
+
+
+def _blobs() -> np.ndarray:
+    labels = np.zeros((40, 48), np.uint8)
+    labels[:10, :10], labels[20:30, 20:30] = 1, 2
+    return labels
+
+
+def test_more_components_than_bands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = _scene(tmp_path / "s.zarr", _blobs(), bands=3)
+    out = tmp_path / "out"
+    _fails(capsys, [scene, "--config", str(TINY), "--out", str(out)], "reduce.components", "3 bands", "4")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (None, ["labelled pixels", "none"]),
+        (np.zeros((40, 48), np.uint8), ["labelled pixels", "none"]),
+        (np.where(_blobs() == 1, 1, 0).astype(np.uint8), ["two classes", "{1: 100}"]),
+    ],
+)
+def test_labels_that_cannot_train(
+    labels: np.ndarray | None, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = _scene(tmp_path / "s.zarr", labels)
+    _fails(capsys, [scene, "--config", str(TINY), "--out", str(tmp_path / "out")], *words)
+    assert not (tmp_path / "out").exists(), "found out before any work"
+
+
+def test_scene_without_reflectance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zarr.open_group(tmp_path / "s.zarr", mode="w").create_array("radiance", shape=(3, 4, 5), dtype="f4")
+    _fails(capsys, [str(tmp_path / "s.zarr")], "reflectance", "radiance")
+
+
+def test_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = _scene(tmp_path / "s.zarr", _blobs())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    _fails(capsys, [scene, "--config", str(TINY), "--out", str(tmp_path / "out")], "expected a new folder")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> tuple[str, RunFolder, Config]:
+    """A run folder in which reduce and pretrain are done, as far as its records say."""
+    scene = _scene(tmp_path / "s.zarr", _blobs())
+    folder, config, opened = RunFolder(tmp_path / "out"), load_config(TINY), open_scene(scene)
+    folder.path.mkdir()
+    about = {
+        "config": config.model_dump(mode="json"),
+        "scene": {"url": scene, "fingerprint": opened.fingerprint()},
+    }
+    write_json(folder.run, about)
+    prints = fingerprints(
+        config, {"reduce": opened.fingerprint(), "extract": opened.label_fingerprint() or ""}
+    )
+    for stage in ("reduce", "pretrain"):
+        folder.begin(stage, prints[stage])
+        folder.finish(stage, wall_s=1.0, pixels=1)
+    return scene, folder, config
+
+
+def test_folder_of_another_scene_is_refused(
+    begun: tuple[str, RunFolder, Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.zarr"
+    write_scene(other, np.random.default_rng(1).random((6, 40, 48), np.float32), labels=_blobs())
+    before = begun[1].run.read_text()
+    _fails(
+        capsys, [str(other), "--config", str(TINY), "--out", str(begun[1].path)], "another scene", "s.zarr"
+    )
+    assert begun[1].run.read_text() == before
+
+
+def test_folder_of_another_configuration_is_refused(
+    begun: tuple[str, RunFolder, Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene, folder, _ = begun
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    arguments = [scene, "--config", str(TINY), "--out", str(folder.path), "--set", "pretrain.steps=7"]
+    _fails(capsys, arguments, "stage pretrain", "pretrain.steps = 6", "asks for 7", "--from pretrain")
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_later_setting_keeps_earlier_stages(begun: tuple[str, RunFolder, Config]) -> None:
+    scene, folder, config = begun
+    changed = load_config(None, ["classifier.members=3", "split.train_fraction=0.2", "map.tile=32"], config)
+    plan = make_plan(changed, folder, open_scene(scene), None, None, None)
+    assert plan.done == ("reduce", "pretrain")
+    assert plan.todo == ("extract", "classify", "map", "report")
+
+
+def test_from_and_until(begun: tuple[str, RunFolder, Config]) -> None:
+    scene, folder, config = begun
+    changed = load_config(None, ["pretrain.steps=7"], config)
+    plan = make_plan(changed, folder, open_scene(scene), "pretrain", "extract", None)
+    assert (plan.done, plan.todo, plan.forget) == (("reduce",), ("pretrain", "extract"), ("pretrain",))
+    with pytest.raises(UserError, match="--from map: stage extract is not done"):
+        make_plan(config, folder, open_scene(scene), "map", None, None)
+
+
+def test_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = _scene(tmp_path / "s.zarr", _blobs())
+    assert cli([scene, "--config", str(TINY), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "channels: 32" in output
+    assert "extract   to do" in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_must_be_one_and_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = _scene(tmp_path / "s.zarr")
+    (tmp_path / "empty").mkdir()
+    _fails(capsys, [scene, "--model", str(tmp_path / "empty")], "--model", "spectral.json is missing")
+
+
+def test_run_as_a_script(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipeline" / "run.py"), "missing.zarr"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_configurations_that_are_shipped_are_valid() -> None:
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    assert len(files) >= 4
+    for file in files:
+        assert json.dumps(load_config(file).model_dump(mode="json"))

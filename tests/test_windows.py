@@ -1,0 +1,163 @@
+"""Geometry: every pixel has one block and one place in its window, whatever the sizes."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mtmsd.windows import (
+    PatchConfig,
+    block_origins,
+    blocks_to_tile,
+    pad_index,
+    read_padded,
+    windows_of_tile,
+)
+
+SIDE = st.integers(1, 19)
+PADDING = st.sampled_from(["zeros", "reflect"])
+FloatArray = NDArray[np.float32]
+
+
+@st.composite
+def patch_configs(draw: st.DrawFn) -> PatchConfig:
+    size = draw(st.integers(4, 14))
+    return PatchConfig(size=size, stride=draw(st.integers(1, size)), padding=draw(PADDING))
+
+
+def numbered(height: int, width: int) -> FloatArray:
+    """Return a scene of one component in which every pixel has a number of its own."""
+    return np.arange(height * width, dtype=np.float32).reshape(1, height, width)
+
+
+def padded(scene: FloatArray, y: tuple[int, int], x: tuple[int, int], padding: str) -> FloatArray:
+    """Cut rows and columns out of a scene that numpy has padded generously."""
+    reach = 64
+    pads = ((0, 0), (reach, reach), (reach, reach))
+    if padding == "zeros":
+        large = np.pad(scene, pads, constant_values=np.nan)
+    else:
+        large = np.pad(scene, pads, mode="reflect")
+    return large[:, y[0] + reach : y[1] + reach, x[0] + reach : x[1] + reach]
+
+
+@given(patches=patch_configs(), height=SIDE, width=SIDE)
+@settings(max_examples=60, deadline=None)
+def test_every_pixel_lies_in_one_block_at_its_place(patches: PatchConfig, height: int, width: int) -> None:
+    scene, stride = numbered(height, width), patches.stride
+    rows, columns = -(-height // stride), -(-width // stride)
+    tile = read_padded(
+        lambda y0, y1, x0, x1: scene[:, y0:y1, x0:x1],
+        (height, width),
+        (-patches.before, rows * stride + patches.after),
+        (-patches.before, columns * stride + patches.after),
+        patches.padding,
+    )
+    windows = windows_of_tile(tile, patches)
+    assert windows.shape == (rows * columns, 1, patches.size, patches.size)
+
+    y, x = (axis.ravel() for axis in np.indices((height, width)))
+    top, left = block_origins(y, x, patches)
+    assert ((top <= y) & (y < top + stride) & (left <= x) & (x < left + stride)).all()
+    block = top // stride * columns + left // stride
+    found = windows[block, 0, patches.before + y - top, patches.before + x - left]
+    np.testing.assert_array_equal(found, scene.ravel())
+
+    inner = slice(patches.before, patches.before + stride)
+    laid_out = blocks_to_tile(windows[:, 0, inner, inner], columns * stride)
+    np.testing.assert_array_equal(laid_out[:height, :width], scene[0])
+    beyond = np.isnan(laid_out).sum()
+    assert beyond == (laid_out.size - scene.size if patches.padding == "zeros" else 0)
+
+
+@given(patches=patch_configs(), rows=st.integers(1, 4), columns=st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_windows_and_blocks_are_inverse(patches: PatchConfig, rows: int, columns: int) -> None:
+    halo = patches.size - patches.stride
+    tile = numbered(rows * patches.stride + halo, columns * patches.stride + halo)
+    inner = slice(patches.before, patches.before + patches.stride)
+    blocks = windows_of_tile(tile, patches)[:, 0, inner, inner]
+    stop = (-patches.after or None,) * 2
+    core = tile[0, patches.before : stop[0], patches.before : stop[1]]
+    np.testing.assert_array_equal(blocks_to_tile(blocks, columns * patches.stride), core)
+
+
+def test_windows_are_copies() -> None:
+    tile = numbered(4, 5)
+    windows = windows_of_tile(tile, PatchConfig(size=4, stride=1))
+    windows[0] = -1
+    assert tile.min() == 0
+    assert windows[1].min() == 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7), (3, 8)])
+def test_a_tile_without_whole_blocks_is_refused(height: int, width: int) -> None:
+    with pytest.raises(ValueError, match=r"whole 2-pixel blocks plus a halo of 4 .* found"):
+        windows_of_tile(numbered(height, width), PatchConfig(size=6, stride=2))
+
+
+@given(limit=st.integers(1, 12), start=st.integers(-40, 40), length=st.integers(1, 40))
+@settings(max_examples=100, deadline=None)
+def test_pad_index_is_numpy_pad(limit: int, start: int, length: int) -> None:
+    axis = np.arange(1, limit + 1)
+    stop = start + length
+    reach = (80, 80)
+    at = slice(start + reach[0], stop + reach[0])
+
+    index, inside = pad_index(start, stop, limit, "reflect")
+    assert inside.all()
+    np.testing.assert_array_equal(axis[index], np.pad(axis, reach, mode="reflect")[at])
+
+    index, inside = pad_index(start, stop, limit, "zeros")
+    np.testing.assert_array_equal(np.where(inside, axis[index], 0), np.pad(axis, reach)[at])
+
+
+def test_pad_index_by_hand() -> None:
+    index, inside = pad_index(-3, 6, 4, "reflect")
+    assert index.tolist() == [3, 2, 1, 0, 1, 2, 3, 2, 1]
+    assert inside.all()
+    index, inside = pad_index(-2, 5, 4, "zeros")
+    assert index.tolist() == [0, 0, 0, 1, 2, 3, 3]
+    assert inside.tolist() == [False, False, True, True, True, True, False]
+
+
+@given(
+    height=SIDE,
+    width=SIDE,
+    start=st.tuples(st.integers(-30, 30), st.integers(-30, 30)),
+    length=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    padding=PADDING,
+)
+@settings(max_examples=60, deadline=None)
+def test_read_padded_reads_once_and_inside(
+    height: int, width: int, start: tuple[int, int], length: tuple[int, int], padding: str
+) -> None:
+    scene, calls = numbered(height, width), []
+
+    def read(y0: int, y1: int, x0: int, x1: int) -> FloatArray:
+        calls.append((y0, y1, x0, x1))
+        return scene[:, y0:y1, x0:x1]
+
+    y, x = ((first, first + n) for first, n in zip(start, length, strict=True))
+    window = read_padded(read, (height, width), y, x, padding)  # type: ignore[arg-type]
+    [(y0, y1, x0, x1)] = calls
+    assert 0 <= y0 < y1 <= height
+    assert 0 <= x0 < x1 <= width
+    np.testing.assert_array_equal(window, padded(scene, y, x, padding))
+    assert window.dtype == np.float32
+
+
+def test_the_pixel_lies_at_half_the_window_as_in_the_paper() -> None:
+    for size, stride, before, after in [(48, 1, 24, 23), (9, 1, 4, 4), (16, 16, 0, 0), (48, 4, 22, 22)]:
+        patches = PatchConfig(size=size, stride=stride)
+        assert (patches.before, patches.after) == (before, after)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "message"),
+    [(3, 1, "patches.size must be at least 4"), (8, 0, "patches.stride"), (8, 9, r"1\.\.patches.size")],
+)
+def test_impossible_windows_are_refused(size: int, stride: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PatchConfig(size=size, stride=stride)
