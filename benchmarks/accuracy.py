@@ -220,7 +220,10 @@ def _about() -> dict[str, Any]:
     def git(*arguments: str) -> str:
         try:
             done = subprocess.run(
-                ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=False
+                ["git", "--no-optional-locks", "-C", str(_ROOT), *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
             )
         except FileNotFoundError:
             return ""

@@ -112,8 +112,8 @@ def _training_side(
 ) -> NDArray[np.bool_]:  # fmt: skip
     """Which pixels lie in training blocks: about half of the blocks, every class on both sides.
 
-    Blocks are taken in random order, classes with the fewest blocks first; a block joins the side on
-    which its classes are worse represented so far, relative to their total.
+    Blocks are taken in random order, those that hold much of a rare class tend to come first; a block
+    joins the side on which its classes are worse represented so far, relative to their total.
     """
     block = (y // config.block) * (int(x.max(initial=0)) // config.block + 1) + x // config.block
     names, member = np.unique(block, return_inverse=True)
@@ -122,8 +122,8 @@ def _training_side(
     np.add.at(table, (member, position), np.isin(label, kept).astype(float))
     share = table / table.sum(axis=0)
     rarity = 1 / (table > 0).sum(axis=0)
-    order = rng.permutation(len(names))
-    order = order[np.argsort(-(share * rarity).sum(axis=1)[order], kind="stable")]
+    weight = (share * rarity).sum(axis=1) * rng.lognormal(sigma=1.0, size=len(names))
+    order = np.argsort(-weight, kind="stable")
     have = np.zeros((2, len(kept)))
     on_train = np.zeros(len(names), bool)
     for b in order:

@@ -121,7 +121,8 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(flat)).reshape(n, self.heads, 3, c // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(2)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        return x_NCHW + self.proj_out(mixed.reshape(n, c, -1)).reshape(x_NCHW.shape)
+        result: Tensor = x_NCHW + self.proj_out(mixed.reshape(n, c, -1)).reshape(x_NCHW.shape)
+        return result
 
 
 class Downsample(nn.Module):

@@ -20,6 +20,7 @@ from mtmsd.split import TEST, TRAIN, UNUSED
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.cluster import Shares, metered, peak_rss, share_out
 from pipeline.config import Config
+from pipeline.georeference import consolidate
 from pipeline.labels import labelled_split
 from pipeline.pretrain import load_unet
 from pipeline.readers import Reduced, WindowReader
@@ -198,4 +199,5 @@ def _create(
             dtype="float32", fill_value=float("nan"), dimension_names=("pixel", "timestep", "channel"),
             compressors=ZstdCodec(level=1), attributes={"timesteps": list(config.features.timesteps)},
         )  # fmt: skip
+    consolidate(group)
     partial.rename(folder.features)

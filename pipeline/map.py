@@ -19,7 +19,7 @@ from pipeline.classes import table_of, to_attributes
 from pipeline.classify import load_ensemble
 from pipeline.cluster import metered, peak_rss, share_out
 from pipeline.config import Config
-from pipeline.export import write_cogs, write_overviews
+from pipeline.export import preview, write_cogs, write_overviews
 from pipeline.extract import make_extractor
 from pipeline.readers import Reduced, TileReader
 from pipeline.scene import Scene, write_georeference
@@ -51,6 +51,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             )
         write_overviews(folder.map, scene)
         write_cogs(folder.map, scene, folder.path)
+        preview(folder.map, folder.path / "map_preview.png")
         return record()
 
 
@@ -90,7 +91,7 @@ class _MapActor:
         """Class code, confidence and entropy of each window's block, (N, stride, stride)."""
         stride, before = self._config.patches.stride, self._config.patches.before
         inner = slice(before, before + stride)
-        valid: NDArray[np.bool_] = ~np.isnan(windows_NCWW[:, :, inner, inner]).any(axis=1)
+        valid = np.asarray(~np.isnan(windows_NCWW[:, :, inner, inner]).any(axis=1))
         shape = (len(windows_NCWW), stride, stride)
         code, confidence, entropy = (
             np.zeros(shape, np.int64),

@@ -1,5 +1,6 @@
 """Stage ``reduce``: statistics of the spectra, and the reduced cube that all later stages read."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.cluster import metered, peak_rss
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.georeference import consolidate
 from pipeline.readers import SceneReader
 from pipeline.scene import Scene, write_georeference
 from pipeline.units import IO_CPUS, ChunkSink, Region, Row, TileGrid, UnitSource, in_order, read_units
@@ -36,7 +38,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         meter.add.remote(len(grid) - len(todo), 0, 0, 0, 0)
         if todo:
             dataset = _tiles("reduce: scene", scene, grid, todo).map_batches(
-                _project, batch_size=1, num_cpus=IO_CPUS, fn_kwargs={"spectral": spectral}
+                partial(_project, spectral=spectral), batch_size=1, num_cpus=IO_CPUS
             )
             regions = _Regions(grid)
             dataset.write_datasink(
@@ -64,10 +66,10 @@ def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dic
     """
     total = np.zeros(scene.bands, np.int64)
     by_bands: dict[bytes, Moments] = {}
-    partial = _tiles("reduce: statistics", scene, grid, list(range(len(grid)))).map_batches(
+    parts = _tiles("reduce: statistics", scene, grid, list(range(len(grid)))).map_batches(
         _tile_moments, batch_size=1, num_cpus=IO_CPUS
     )
-    for row in in_order(partial.iter_rows()):
+    for row in in_order(parts.iter_rows()):
         total += row["valid"]
         key = (row["valid"] > 0).tobytes()
         part = Moments(int((row["valid"] > 0).sum()))
@@ -92,12 +94,12 @@ def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dic
     }  # fmt: skip
 
 
-def _tile_moments(batch: dict[str, Any]) -> dict[str, Any]:
+def _tile_moments(batch: Any) -> dict[str, Any]:
     cube = batch["cube"][0]
     bands = len(cube)
     valid = np.isfinite(cube).sum(axis=(1, 2))
     moments = Moments(int((valid > 0).sum()))
-    moments.update(cube[valid > 0].reshape(moments.mean_B.size, -1).T)
+    moments.update(cube[valid > 0].reshape(moments.mean_B.size, cube[0].size).T)
     mean, scatter = np.zeros(bands), np.zeros((bands, bands))
     mean[valid > 0] = moments.mean_B
     scatter[np.ix_(valid > 0, valid > 0)] = moments.scatter_BB
@@ -126,12 +128,13 @@ class _Regions:
 def _create(folder: RunFolder, scene: Scene, grid: TileGrid, components: int) -> None:
     if folder.reduced.exists():
         return
-    partial = folder.reduced.with_name("reduced.zarr.partial")
-    group = zarr.open_group(partial, mode="w")
+    unfinished = folder.reduced.with_name("reduced.zarr.partial")
+    group = zarr.open_group(unfinished, mode="w")
     group.create_array(
         "reduced", shape=(components, scene.height, scene.width), chunks=(components, grid.side, grid.side),
         dtype="float32", fill_value=float("nan"), dimension_names=("component", "y", "x"),
         compressors=ZstdCodec(level=1), attributes={"long_name": "principal component score", "units": "1"},
     )  # fmt: skip
     write_georeference(group, scene)
-    partial.rename(folder.reduced)
+    consolidate(group)
+    unfinished.rename(folder.reduced)

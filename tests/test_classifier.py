@@ -1,0 +1,197 @@
+"""The head, its training, and how members agree."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mtmsd.classifier import ClassifierConfig, Ensemble, Head, combine, train_member
+from mtmsd.fusion import FusionConfig
+from tests import reference
+
+torch.set_num_threads(1)
+
+CLASSES, TIMESTEPS, CHANNELS = 3, 2, 6
+QUICK = ClassifierConfig(
+    members=2, hidden=(8,), standardise=True, dropout=0.0, label_smoothing=0.0, epochs=12, batch=16,
+    learning_rate=1e-2, final_rate=1e-3, weight_decay=0.0,
+)  # fmt: skip
+
+
+def toy(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw pixels of three classes that differ in the mean of the centre features."""
+    generator = torch.Generator().manual_seed(seed)
+    position = torch.arange(n) % CLASSES
+    centre, pooled = torch.randn((2, n, TIMESTEPS, CHANNELS), generator=generator)
+    centre[torch.arange(n), :, position] += 6
+    return 5 + 3 * centre, pooled, position
+
+
+def trained(config: ClassifierConfig, data: tuple[Tensor, Tensor, Tensor], *, seed: int = 1,
+            member: int = 0) -> tuple[Head, list[dict[str, float]]]:  # fmt: skip
+    return train_member(config, FusionConfig(), *data, CLASSES, seed=seed, member=member)
+
+
+def same(a: Head, b: Head) -> bool:
+    mine, other = a.state_dict(), b.state_dict()
+    assert mine.keys() == other.keys()
+    return all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+@torch.inference_mode()
+def test_head_is_the_formula() -> None:
+    config = replace(QUICK, hidden=(8, 5), standardise=False)
+    head = Head(config, FusionConfig(), TIMESTEPS, CHANNELS, CLASSES).eval()
+    reference.random_weights(head, seed=2)
+    state = head.state_dict()
+    centre, pooled, _ = toy(7)
+    _, fused = reference.fusion(
+        {name[7:]: value for name, value in state.items() if name.startswith("dy_att.")},
+        centre.double().numpy(), pooled.double().numpy(),
+    )  # fmt: skip
+    layers = {name: value for name, value in state.items() if name.startswith("layers.")}
+    assert reference.relative_error(head(centre, pooled), reference.head(layers, fused)) < 1e-5
+
+
+@torch.no_grad()
+def test_standardised_features_do_not_depend_on_units() -> None:
+    centre, pooled, position = toy(30)
+    with torch.enable_grad():
+        head, _ = trained(QUICK, (centre, pooled, position))
+    mean, scale = centre.mean(dim=0), centre.std(dim=0, correction=0)
+    torch.testing.assert_close(head.mean_2TK[0], mean)
+    torch.testing.assert_close(head.scale_2TK[0], 1 / scale)
+    torch.testing.assert_close(head.mean_2TK[1], pooled.mean(dim=0))
+    plain = Head(replace(QUICK, standardise=False), FusionConfig(), TIMESTEPS, CHANNELS, CLASSES).eval()
+    plain.load_state_dict({k: v for k, v in head.state_dict().items() if "_2TK" not in k})
+    by_hand = plain((centre - mean) / scale, (pooled - pooled.mean(dim=0)) / pooled.std(dim=0, correction=0))
+    torch.testing.assert_close(head(centre, pooled), by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_a_constant_feature_does_not_blow_up() -> None:
+    centre, pooled, position = toy(40)
+    centre[:, 1, 4], pooled[:, :, 0] = 7.0, -2.0
+    head, history = trained(QUICK, (centre, pooled, position))
+    assert all(value.isfinite().all() for value in head.state_dict().values())
+    assert math.isfinite(history[-1]["loss"])
+
+
+def test_a_member_repeats_bit_for_bit() -> None:
+    data = toy(50)
+    config = replace(QUICK, dropout=0.3, epochs=3)
+    first, history = trained(config, data, seed=4, member=1)
+    torch.manual_seed(99)  # whatever the process drew before
+    again, history_again = trained(config, data, seed=4, member=1)
+    assert same(first, again)
+    assert history == history_again
+    assert len(history) == 3
+    assert not same(first, trained(config, data, seed=4, member=2)[0])
+    assert not same(first, trained(config, data, seed=5, member=1)[0])
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(12)
+    state = torch.random.get_rng_state()
+    trained(replace(QUICK, dropout=0.5, epochs=1), toy(20))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_separable_problem_is_learnt() -> None:
+    head, history = trained(QUICK, toy(120))
+    assert history[-1]["loss"] < history[0]["loss"] / 5
+    assert history[-1]["train_accuracy"] > 0.95
+    assert not head.training
+    centre, pooled, position = toy(60, seed=77)
+    found = Ensemble([head], "mean")(centre, pooled)
+    assert (found.position_N == position).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("n", [3, 15, 16, 17])
+def test_any_number_of_training_pixels_is_enough_for_a_step(n: int) -> None:
+    head, history = trained(replace(QUICK, epochs=2), toy(n))
+    fresh, _ = trained(replace(QUICK, epochs=1, learning_rate=0.0, final_rate=0.0), toy(n))
+    assert len(history) == 2
+    assert not torch.equal(head.layers[0].weight, fresh.layers[0].weight)
+
+
+def test_weight_decay_and_label_smoothing_act() -> None:
+    data, config = toy(48), replace(QUICK, epochs=30)
+    plain, history = trained(config, data)
+    assert not same(plain, trained(replace(config, weight_decay=0.5), data)[0])
+    _, smoothed = trained(replace(config, label_smoothing=0.3), data)
+    share = 0.3 / CLASSES
+    floor = -(1 - 2 * share) * math.log(1 - 2 * share) - 2 * share * math.log(share)
+    assert min(epoch["loss"] for epoch in smoothed) >= floor
+    assert history[-1]["loss"] < floor
+
+
+@given(seed=st.integers(0, 10_000), members=st.integers(1, 5), classes=st.integers(2, 5),
+       vote=st.sampled_from(["majority", "mean"]))  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_combine_is_the_naive_count(seed: int, members: int, classes: int, vote: str) -> None:
+    logits = torch.randn((members, 6, classes), generator=torch.Generator().manual_seed(seed))
+    probability = (3 * logits).softmax(dim=-1)
+    found = combine(probability, vote)  # type: ignore[arg-type]
+    mean = probability.double().numpy().mean(axis=0)
+    for n in range(6):
+        votes = np.bincount(probability[:, n].argmax(dim=-1).numpy(), minlength=classes)
+        best = votes.max() if vote == "majority" else 0
+        tied = [c for c in range(classes) if vote == "mean" or votes[c] == best]
+        expected = max(tied, key=lambda c: mean[n, c])
+        assert int(found.position_N[n]) == expected
+        assert float(found.confidence_N[n]) == pytest.approx(mean[n, expected], rel=1e-5)
+        entropy = -(mean[n] * np.log(mean[n])).sum()
+        assert float(found.entropy_N[n]) == pytest.approx(entropy, rel=1e-4, abs=1e-6)
+        assert 0 <= float(found.entropy_N[n]) <= math.log(classes) + 1e-6
+
+
+def test_a_tied_vote_goes_to_the_higher_mean() -> None:
+    members = [[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [0.1, 0.9, 0.0], [0.1, 0.9, 0.0]]
+    probability = torch.tensor(members)[:, None]
+    assert combine(probability, "majority").position_N.tolist() == [1]
+    assert combine(probability[:3], "majority").position_N.tolist() == [0]  # two votes to one
+    assert combine(probability[:3], "mean").position_N.tolist() == [1]
+
+
+def test_entropy_at_its_bounds() -> None:
+    certain = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]])
+    for vote in ("majority", "mean"):
+        assert float(combine(certain, vote).entropy_N) == 0  # type: ignore[arg-type]
+        even = combine(torch.full((2, 1, 4), 0.25), vote)  # type: ignore[arg-type]
+        assert float(even.entropy_N) == pytest.approx(math.log(4))
+        assert float(even.confidence_N) == 0.25
+
+
+def test_an_ensemble_combines_its_members() -> None:
+    data = toy(60)
+    members = [trained(replace(QUICK, epochs=1), data, member=i)[0] for i in range(2)]
+    found = Ensemble(members, "majority")(data[0], data[1])
+    logits = torch.stack([member(data[0], data[1]) for member in members])
+    expected = combine(logits.softmax(dim=-1), "majority")
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+    assert found.position_N.shape == found.confidence_N.shape == found.entropy_N.shape == (60,)
+    assert not any(value.requires_grad for value in found)
+
+
+def test_an_ensemble_answers_pixels_one_by_one_as_together() -> None:
+    data = toy(60)
+    ensemble = Ensemble([trained(replace(QUICK, epochs=1), data)[0]], "mean")
+    together = ensemble(data[0], data[1])
+    alone = ensemble(data[0][7:8], data[1][7:8])
+    torch.testing.assert_close(alone.confidence_N[0], together.confidence_N[7])
+    assert alone.position_N[0] == together.position_N[7]
+
+
+def test_impossible_classifiers_are_refused() -> None:
+    for name, value in (("members", 0), ("epochs", 0), ("batch", 1)):
+        with pytest.raises(ValueError, match=rf"classifier\.{name} must be at least .*, found {value}"):
+            ClassifierConfig(**{name: value})  # type: ignore[arg-type]
+    for dropout in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"classifier\.dropout must lie in \[0, 1\)"):
+            ClassifierConfig(dropout=dropout)

@@ -1,0 +1,85 @@
+"""Accuracy figures against scikit-learn, by hand, and merged from parts."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    recall_score,
+)
+
+from mtmsd.metrics import Confusion
+
+IntArray = NDArray[np.int64]
+
+
+@st.composite
+def predictions(draw: st.DrawFn) -> tuple[int, IntArray, IntArray]:
+    classes = draw(st.integers(2, 5))
+    pairs = st.tuples(st.integers(0, classes - 1), st.integers(0, classes - 1))
+    drawn = np.array(draw(st.lists(pairs, min_size=1, max_size=40)))
+    return classes, drawn[:, 0], drawn[:, 1]
+
+
+def counted(classes: int, truth: IntArray, predicted: IntArray) -> Confusion:
+    confusion = Confusion(classes)
+    confusion.update(truth, predicted)
+    return confusion
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@given(case=predictions())
+@settings(max_examples=60, deadline=None)
+def test_figures_are_scikit_learns(case: tuple[int, IntArray, IntArray]) -> None:
+    classes, truth, predicted = case
+    assume(len(np.unique(np.concatenate([truth, predicted]))) > 1)  # kappa is 0 / 0 otherwise
+    found = counted(*case).finish()
+    labels = np.arange(classes)
+    assert found["oa"] == pytest.approx(accuracy_score(truth, predicted))
+    assert found["aa"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert found["kappa"] == pytest.approx(cohen_kappa_score(truth, predicted))
+    recall = recall_score(truth, predicted, labels=labels, average=None, zero_division=0)
+    assert found["per_class"] == pytest.approx(recall.tolist())
+    assert found["confusion"] == confusion_matrix(truth, predicted, labels=labels).tolist()
+
+
+@given(case=predictions(), cuts=st.lists(st.integers(0, 40), max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_merging_any_cut_is_one_pass(case: tuple[int, IntArray, IntArray], cuts: list[int]) -> None:
+    classes, truth, predicted = case
+    merged = Confusion(classes)
+    for part in np.split(np.arange(len(truth)), sorted(cuts)):
+        merged.merge(counted(classes, truth[part], predicted[part]))
+    assert merged.finish() == counted(classes, truth, predicted).finish()
+
+
+def test_figures_by_hand() -> None:
+    found = counted(3, np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2])).finish()
+    assert found["confusion"] == [[3, 1, 0], [0, 1, 1], [0, 0, 0]]
+    assert found["oa"] == pytest.approx(4 / 6)
+    assert found["aa"] == pytest.approx((3 / 4 + 1 / 2) / 2)  # the third class has no pixel
+    assert found["per_class"] == [0.75, 0.5, 0.0]
+    chance = (4 * 3 + 2 * 2) / 36
+    assert found["kappa"] == pytest.approx((4 / 6 - chance) / (1 - chance))
+
+
+def test_a_single_class_that_is_always_right() -> None:
+    found = counted(2, np.zeros(5, int), np.zeros(5, int)).finish()
+    assert (found["oa"], found["aa"], found["kappa"]) == (1, 1, 1)
+
+
+def test_counts_of_a_city_do_not_overflow() -> None:
+    confusion = counted(2, np.array([0, 1]), np.array([0, 1]))
+    confusion.counts *= 2**31
+    found = confusion.finish()
+    assert (found["oa"], found["kappa"]) == (1, 1)
+
+
+def test_no_pixel_no_accuracy() -> None:
+    with pytest.raises(ValueError, match="accuracy needs at least one test pixel, found none"):
+        Confusion(3).finish()
