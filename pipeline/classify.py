@@ -63,7 +63,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
         codes = np.asarray(read_json(folder.selection)["codes"])
         source = UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20)
         rows = read_units(source).map_batches(
-            _Scorer, fn_constructor_args=(config, folder, codes), batch_size=1, compute=shares.pool,
+            _Scorer, fn_constructor_args=(config, folder, codes), batch_size=1, compute=shares.pool(groups),
             num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
         )  # fmt: skip
         confusion = Confusion(len(codes))

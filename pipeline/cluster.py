@@ -99,10 +99,9 @@ class Shares:
     worker_threads: int
     worker_cpus: float
 
-    @property
-    def pool(self) -> ActorPoolStrategy:
-        """A pool of fixed size."""
-        return ActorPoolStrategy(size=self.actors)
+    def pool(self, units: int) -> ActorPoolStrategy:
+        """A pool of fixed size, no larger than the units it has to do."""
+        return ActorPoolStrategy(size=max(1, min(self.actors, units)))
 
 
 def share_out(config: ClusterConfig) -> Shares:

@@ -59,7 +59,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             dataset = _windows("extract: windows", config, folder, (y, x), todo).map_batches(
                 _FeatureActor,
                 fn_constructor_args=(config, folder, selection),
-                batch_size=1, compute=shares.pool, num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
+                batch_size=1, compute=shares.pool(len(todo)), num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
             )  # fmt: skip
             dataset.write_datasink(
                 ChunkSink(
@@ -160,7 +160,7 @@ def _choose(
     rows = _windows("extract: training windows", config, folder, (y, x), units).map_batches(
         _MeansActor,
         fn_constructor_args=(config, folder, position, classes),
-        batch_size=1, compute=shares.pool, num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
+        batch_size=1, compute=shares.pool(len(units)), num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
     )  # fmt: skip
     width = feature_width(config.unet, config.features.stages, config.patches.size)
     kinds = [ClassMeans(classes, len(config.features.timesteps), width) for _ in range(2)]

@@ -42,7 +42,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
             dataset = read_units(source).map_batches(
-                _MapActor, fn_constructor_args=(config, folder), batch_size=1, compute=shares.pool,
+                _MapActor, fn_constructor_args=(config, folder), batch_size=1, compute=shares.pool(len(todo)),
                 num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
             )  # fmt: skip
             dataset.write_datasink(

@@ -3,11 +3,12 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -22,9 +23,12 @@ from pipeline.cluster import metered, peak_rss, share_out
 from pipeline.config import Config
 from pipeline.readers import PatchReader, Reduced
 from pipeline.scene import Scene
-from pipeline.units import UnitSource, read_units
+from pipeline.units import Row, UnitSource, read_units
 
 _REPORT_EVERY = 5
+_INTERVAL_STEPS = 100
+_INTERVAL_BYTES = 256 << 20
+_INTERVAL_TASKS = 4
 
 
 def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> dict[str, Any]:
@@ -144,16 +148,31 @@ def _train_loop(settings: dict[str, Any]) -> None:
             _checkpoint(state if rank == 0 else None, done, history[-1][1])
 
 
-def _patches(config: Config, reduced: Reduced, share: slice, start: int, device: torch.device) -> Any:
-    """(step, patches) of this worker, streamed in order by Ray Data."""
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    steps = range(start, config.pretrain.steps)
-    size = (share.stop - share.start) * reduced.shape[0] * config.patches.size**2 * 4
+def _patches(
+    config: Config, reduced: Reduced, share: slice, start: int, device: torch.device
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(step, patches) of this worker in order; Ray Data reads the next interval meanwhile.
+
+    An interval of steps is a small dataset of its own. One dataset for all steps would keep Ray Data's
+    scheduling loop awake in this process, where it takes the interpreter from the training.
+    """
     reader = PatchReader(reduced, config.patches, config.pretrain, config.seed, share)
-    source = UnitSource("pretrain: patches", steps, reader, size)
-    dataset = read_units(source, concurrency=1)
-    for batch in dataset.iter_batches(batch_size=1, prefetch_batches=8):
-        yield int(batch["unit"][0]), torch.tensor(batch["patches"][0], device=device)
+    step_bytes = (share.stop - share.start) * reduced.shape[0] * config.patches.size**2 * 4
+    length = int(np.clip(_INTERVAL_BYTES // step_bytes, 1, _INTERVAL_STEPS))
+    steps = range(start, config.pretrain.steps)
+    intervals = [steps[i : i + length] for i in range(0, len(steps), length)]
+
+    def read(interval: range) -> list[Row]:
+        source = UnitSource("pretrain: patches", interval, reader, step_bytes)
+        return sorted(read_units(source, tasks=_INTERVAL_TASKS).iter_rows(), key=lambda row: int(row["unit"]))
+
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        pending = [ahead.submit(read, interval) for interval in intervals[:1]]
+        for following in range(1, len(intervals) + 1):
+            rows = pending.pop().result()
+            pending += [ahead.submit(read, interval) for interval in intervals[following : following + 1]]
+            for row in rows:
+                yield int(row["unit"]), torch.tensor(row["patches"], device=device)
 
 
 def _count(meter: ActorHandle[Any] | None, steps: int, pixels: int) -> None:

@@ -45,6 +45,9 @@ class UnitSource(Datasource):
             row_bytes,
         )
 
+    def __len__(self) -> int:
+        return len(self._units)
+
     def get_name(self) -> str:
         """Name of the operator in the dashboard."""
         return self._name
@@ -82,9 +85,13 @@ class _ReadUnits:
             yield BlockAccessor.batch_to_block({key: np.asarray(value)[None] for key, value in row.items()})
 
 
-def read_units(source: UnitSource, concurrency: int | None = None) -> ray.data.Dataset:
-    """The dataset of a source's units; each read task takes a fraction of a CPU."""
-    dataset: ray.data.Dataset = ray.data.read_datasource(source, num_cpus=IO_CPUS, concurrency=concurrency)
+def read_units(source: UnitSource, tasks: int = 1000) -> ray.data.Dataset:
+    """The dataset of a source's units, read by at most ``tasks`` tasks of a fraction of a CPU each."""
+    dataset: ray.data.Dataset = ray.data.read_datasource(
+        source,
+        num_cpus=IO_CPUS,
+        override_num_blocks=max(1, min(len(source), tasks)),
+    )
     return dataset
 
 

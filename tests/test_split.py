@@ -174,7 +174,7 @@ def test_fewer_than_two_classes_are_refused() -> None:
 def test_near_any_is_brute_force(seed: int, n: int, others: int, reach: tuple[int, int]) -> None:
     rng = np.random.default_rng(seed)
     y, x = rng.integers(0, 60, (2, n))
-    other_y, other_x = rng.integers(0, 60, (2, others))
+    other_y, other_x = rng.integers(-8, 68, (2, others))
     before, after = reach
     dy, dx = other_y - y[:, None], other_x - x[:, None]
     inside = (-before <= dy) & (dy <= after) & (-before <= dx) & (dx <= after)
