@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 import zarr
+from ray.actor import ActorHandle
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,7 +20,7 @@ from mtmsd.classifier import Ensemble, Head, train_member
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.cluster import metered, peak_rss, share_out
+from pipeline.cluster import Shares, metered, peak_rss, share_out
 from pipeline.config import Config
 from pipeline.extract import GROUP
 from pipeline.units import UnitSource, in_order, read_units
@@ -33,45 +35,48 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     members = [m for m in range(config.classifier.members) if not folder.member(m).exists()]
     split = _column(folder, "split")
     groups = -(-len(split) // GROUP)
-    with metered("classify", config.classifier.members + groups, "members+groups") as (
-        meter,
-        record,
-    ):
+    total = config.classifier.members + groups
+    with metered("classify", total, "units") as (meter, record):
         meter.add.remote(config.classifier.members - len(members), 0, 0, 0, 0)
         if members:
-            total = int(ray.cluster_resources().get("CPU", 1))
-            workers = min(len(members), max(1, shares.num_gpus * shares.actors or total))
-            trainer = ray.train.torch.TorchTrainer(
-                _train_members,
-                train_loop_config={
-                    "config": config.model_dump(mode="json"), "folder": str(folder.path),
-                    "members": members, "meter": meter,
-                },
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=workers,
-                    use_gpu=bool(shares.num_gpus),
-                    resources_per_worker={"CPU": 0.5, "GPU": shares.num_gpus},
-                ),
-                run_config=ray.train.RunConfig(
-                    name=f"members-{os.getpid()}-{os.urandom(4).hex()}",
-                    storage_path=str(folder.classifier / "ray_train"),
-                    failure_config=ray.train.FailureConfig(max_failures=3),
-                ),
-            )  # fmt: skip
-            trainer.fit()
+            _train(config, folder, shares, members, meter)
         _write_history(config, folder)
         codes = np.asarray(read_json(folder.selection)["codes"])
         source = UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20)
-        rows = read_units(source).map_batches(
-            _Scorer, fn_constructor_args=(config, folder, codes), batch_size=1, compute=shares.pool(groups),
-            num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
-        )  # fmt: skip
+        rows = shares.through_actors(read_units(source), groups, _Scorer, (config, folder, codes))
         confusion = Confusion(len(codes))
         for row in in_order(rows.iter_rows()):
             confusion.counts += row["confusion"]
             meter.add.remote(1, int(row["pixels"]), int(row["bytes_read"]), 0, int(row["peak_rss"]))
         write_json(folder.metrics, _metrics(config, folder, codes, confusion))
         return record()
+
+
+def _train(
+    config: Config, folder: RunFolder, shares: Shares, members: list[int], meter: ActorHandle[Any]
+) -> None:
+    """Train members with Ray Train, as many at a time as there are CPUs (or GPUs)."""
+    places = shares.actors if shares.num_gpus else int(ray.cluster_resources().get("CPU", 1))
+    storage = folder.classifier / "ray_train"
+    trainer = ray.train.torch.TorchTrainer(
+        _train_members,
+        train_loop_config={
+            "config": config.model_dump(mode="json"), "folder": str(folder.path),
+            "members": members, "meter": meter,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=max(1, min(len(members), places)),
+            use_gpu=bool(shares.num_gpus),
+            resources_per_worker={"CPU": 0.5, "GPU": shares.num_gpus},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"members-{os.urandom(4).hex()}",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+        ),
+    )  # fmt: skip
+    trainer.fit()
+    shutil.rmtree(storage, ignore_errors=True)
 
 
 def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:

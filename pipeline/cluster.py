@@ -20,6 +20,7 @@ from typing import Any
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train tab
 
 import ray
+import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
 from tqdm import tqdm
@@ -99,9 +100,18 @@ class Shares:
     worker_threads: int
     worker_cpus: float
 
-    def pool(self, units: int) -> ActorPoolStrategy:
-        """A pool of fixed size, no larger than the units it has to do."""
-        return ActorPoolStrategy(size=max(1, min(self.actors, units)))
+    def through_actors(
+        self, dataset: ray.data.Dataset, units: int, actor: type, arguments: tuple[Any, ...]
+    ) -> ray.data.Dataset:
+        """Take each row through one of a fixed pool of actors, no more of them than units."""
+        return dataset.map_batches(
+            actor,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            compute=ActorPoolStrategy(size=max(1, min(self.actors, units))),
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+        )
 
 
 def share_out(config: ClusterConfig) -> Shares:

@@ -25,7 +25,7 @@ from pipeline.labels import labelled_split
 from pipeline.pretrain import load_unet
 from pipeline.readers import Reduced, WindowReader
 from pipeline.scene import Scene
-from pipeline.units import IO_CPUS, ChunkSink, Region, UnitSource, in_order, read_units
+from pipeline.units import ChunkSink, Region, UnitSource, in_order, read_units, write_units
 
 GROUP = 128
 """Pixels in a unit of work, and in a chunk of features.zarr."""
@@ -56,21 +56,10 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         todo = folder.todo("extract", range(groups))
         meter.add.remote(groups - len(todo), 0, 0, 0, 0)
         if todo:
-            dataset = _windows("extract: windows", config, folder, (y, x), todo).map_batches(
-                _FeatureActor,
-                fn_constructor_args=(config, folder, selection),
-                batch_size=1, compute=shares.pool(len(todo)), num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
-            )  # fmt: skip
-            dataset.write_datasink(
-                ChunkSink(
-                    "features.zarr",
-                    folder.features,
-                    _Regions(len(y)),
-                    folder.markers("extract"),
-                    meter,
-                ),
-                ray_remote_args={"num_cpus": IO_CPUS},
-            )
+            windows = _windows("extract: windows", config, folder, (y, x), todo)
+            features = shares.through_actors(windows, len(todo), _FeatureActor, (config, folder, selection))
+            regions, markers = _Regions(len(y)), folder.markers("extract")
+            write_units(features, ChunkSink("features.zarr", folder.features, regions, markers, meter))
         return record()
 
 
@@ -157,11 +146,8 @@ def _choose(
     y, x, position = train
     classes = int(position.max()) + 1
     units = list(range(-(-len(y) // GROUP)))
-    rows = _windows("extract: training windows", config, folder, (y, x), units).map_batches(
-        _MeansActor,
-        fn_constructor_args=(config, folder, position, classes),
-        batch_size=1, compute=shares.pool(len(units)), num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
-    )  # fmt: skip
+    windows = _windows("extract: training windows", config, folder, (y, x), units)
+    rows = shares.through_actors(windows, len(units), _MeansActor, (config, folder, position, classes))
     width = feature_width(config.unet, config.features.stages, config.patches.size)
     kinds = [ClassMeans(classes, len(config.features.timesteps), width) for _ in range(2)]
     for row in in_order(rows.iter_rows()):

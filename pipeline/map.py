@@ -23,7 +23,7 @@ from pipeline.export import preview, write_cogs, write_overviews
 from pipeline.extract import make_extractor
 from pipeline.readers import Reduced, TileReader
 from pipeline.scene import Scene, write_georeference
-from pipeline.units import IO_CPUS, ChunkSink, Region, TileGrid, UnitSource, read_units
+from pipeline.units import ChunkSink, Region, TileGrid, UnitSource, read_units, write_units
 
 ARRAYS = ("class", "confidence", "entropy")
 
@@ -41,14 +41,9 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             side = grid.side + config.patches.size - config.patches.stride
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
-            dataset = read_units(source).map_batches(
-                _MapActor, fn_constructor_args=(config, folder), batch_size=1, compute=shares.pool(len(todo)),
-                num_cpus=shares.num_cpus, num_gpus=shares.num_gpus,
-            )  # fmt: skip
-            dataset.write_datasink(
-                ChunkSink("map.zarr", folder.map, _Regions(grid), folder.markers("map"), meter),
-                ray_remote_args={"num_cpus": IO_CPUS},
-            )
+            tiles = shares.through_actors(read_units(source), len(todo), _MapActor, (config, folder))
+            sink = ChunkSink("map.zarr", folder.map, _Regions(grid), folder.markers("map"), meter)
+            write_units(tiles, sink)
         write_overviews(folder.map, scene)
         write_cogs(folder.map, scene, folder.path)
         preview(folder.map, folder.path / "map_preview.png")

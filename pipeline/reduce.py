@@ -16,7 +16,17 @@ from pipeline.errors import UserError
 from pipeline.georeference import consolidate
 from pipeline.readers import SceneReader
 from pipeline.scene import Scene, write_georeference
-from pipeline.units import IO_CPUS, ChunkSink, Region, Row, TileGrid, UnitSource, in_order, read_units
+from pipeline.units import (
+    IO_CPUS,
+    ChunkSink,
+    Region,
+    Row,
+    TileGrid,
+    UnitSource,
+    in_order,
+    read_units,
+    write_units,
+)
 
 
 def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
@@ -40,11 +50,8 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             dataset = _tiles("reduce: scene", scene, grid, todo).map_batches(
                 partial(_project, spectral=spectral), batch_size=1, num_cpus=IO_CPUS
             )
-            regions = _Regions(grid)
-            dataset.write_datasink(
-                ChunkSink("reduced.zarr", folder.reduced, regions, folder.markers("reduce"), meter),
-                ray_remote_args={"num_cpus": IO_CPUS},
-            )
+            sink = ChunkSink("reduced.zarr", folder.reduced, _Regions(grid), folder.markers("reduce"), meter)
+            write_units(dataset, sink)
         return record()
 
 

@@ -92,6 +92,7 @@ def read_units(source: UnitSource, tasks: int = 1000) -> ray.data.Dataset:
         num_cpus=IO_CPUS,
         override_num_blocks=max(1, min(len(source), tasks)),
     )
+    dataset.set_name(source.get_name())
     return dataset
 
 
@@ -133,6 +134,11 @@ class ChunkSink(Datasink[None]):
                     int(row["peak_rss"]),
                 )
                 self._meter.add.remote(*done)
+
+
+def write_units(dataset: ray.data.Dataset, sink: ChunkSink) -> None:
+    """Run a dataset into its sink; each write task takes a fraction of a CPU."""
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": IO_CPUS})
 
 
 def _extent(part: slice) -> slice:

@@ -1,0 +1,47 @@
+"""Sharing out a cluster: what fits, and what is refused before anything starts."""
+
+import pytest
+import ray
+
+from pipeline.cluster import share_out
+from pipeline.config import ClusterConfig
+from pipeline.errors import UserError
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    def make(cpus: float, gpus: float = 0, nodes: int = 1) -> None:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * nodes)
+
+    return make
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 16, 2000])
+def test_actors_leave_room_for_reads(cpus: int, machine) -> None:
+    machine(cpus)
+    shares = share_out(ClusterConfig())
+    assert shares.actors * shares.threads == cpus
+    assert shares.actors * shares.num_cpus + 0.25 <= cpus
+    assert shares.workers * shares.worker_cpus < cpus
+
+
+def test_gpus_are_taken_when_there_are_any(machine) -> None:
+    machine(32, gpus=4)
+    shares = share_out(ClusterConfig(train_workers=4))
+    assert (shares.actors, shares.num_gpus) == (4, 1)
+    assert share_out(ClusterConfig(gpu=False)).num_gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"actors": 3}, "cluster.actors = 3.*2.5 CPUs.*2 CPUs"),
+        ({"threads": 4}, "cluster.threads = 4"),
+        ({"gpu": True}, "no GPU"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused(settings: dict, words: str, machine) -> None:
+    machine(2)
+    with pytest.raises(UserError, match=words):
+        share_out(ClusterConfig(**settings))

@@ -1,0 +1,84 @@
+"""Readers against plain slicing of the whole padded cube."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from mtmsd.training import PretrainConfig, draw_patches, turned
+from mtmsd.windows import PatchConfig, windows_of_tile
+from pipeline.readers import PatchReader, Reduced, TileReader, WindowReader
+from pipeline.units import TileGrid
+
+HEIGHT, WIDTH = 21, 26
+
+
+@pytest.fixture
+def cube() -> np.ndarray:
+    values = np.random.default_rng(0).standard_normal((3, HEIGHT, WIDTH)).astype(np.float32)
+    values[:, 5:7, 8] = np.nan
+    return values
+
+
+@pytest.fixture
+def reduced(cube: np.ndarray, tmp_path: Path) -> Reduced:
+    group = zarr.open_group(tmp_path / "reduced.zarr", mode="w")
+    array = group.create_array("reduced", shape=cube.shape, chunks=(3, 8, 8), dtype="f4")
+    array[...] = cube
+    return Reduced(str(tmp_path / "reduced.zarr"))
+
+
+def test_reads_across_chunks(cube: np.ndarray, reduced: Reduced) -> None:
+    for y0, y1, x0, x1 in [(0, HEIGHT, 0, WIDTH), (7, 9, 7, 9), (16, 21, 24, 26), (3, 4, 3, 4)]:
+        np.testing.assert_array_equal(reduced.read(y0, y1, x0, x1), cube[:, y0:y1, x0:x1])
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflect"])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_tile_and_group_see_the_same_windows(
+    padding: str, stride: int, cube: np.ndarray, reduced: Reduced
+) -> None:
+    patches = PatchConfig(size=8, stride=stride, padding=padding)
+    grid = TileGrid(HEIGHT, WIDTH, 8)
+    before, after = patches.before, patches.after + 8
+    mode = {"mode": "reflect"} if padding == "reflect" else {"mode": "constant", "constant_values": np.nan}
+    whole = np.pad(cube, ((0, 0), (before, after), (before, after)), **mode)
+    tiles = TileReader(reduced, grid, patches)
+    y, x = (a.ravel() for a in np.mgrid[:HEIGHT, :WIDTH])
+    group = WindowReader(reduced, patches, y, x, len(y))(0)
+    for tile in range(len(grid)):
+        y0, y1, x0, x1 = grid.bounds(tile)
+        row = tiles(tile)
+        side = 8 + patches.size - stride
+        np.testing.assert_array_equal(row["cube"], whole[:, y0 : y0 + side, x0 : x0 + side])
+        assert row["pixels"] == (y1 - y0) * (x1 - x0)
+        windows = windows_of_tile(row["cube"], patches)
+        for py, px in [(y0, x0), (y1 - 1, x1 - 1)]:
+            pixel = py * WIDTH + px
+            of_tile = windows[(py - y0) // stride * (8 // stride) + (px - x0) // stride]
+            np.testing.assert_array_equal(group["windows"][group["window"][pixel]], of_tile)
+            at = divmod(int(group["offset"][pixel]), stride)
+            value = of_tile[:, before + at[0], before + at[1]]
+            np.testing.assert_array_equal(value, cube[:, py, px])
+
+
+def test_group_pads_what_is_missing(reduced: Reduced) -> None:
+    patches = PatchConfig(size=8, stride=4)
+    y, x = np.array([0, 1, 9]), np.array([0, 3, 9])
+    row = WindowReader(reduced, patches, y, x, 2)(1)
+    assert (row["pixels"], row["count"]) == (1, 1)
+    assert row["windows"].shape == (2, 3, 8, 8)
+    assert row["window"].tolist() == [0, -1]
+    assert row["offset"].tolist() == [1 * 4 + 1, -1]
+
+
+def test_shares_of_a_step_make_up_the_step(cube: np.ndarray, reduced: Reduced) -> None:
+    patches, training = PatchConfig(size=8), PretrainConfig(batch=6)
+    whole = PatchReader(reduced, patches, training, 5, slice(0, 6))(3)["patches"]
+    parts = [PatchReader(reduced, patches, training, 5, slice(i, i + 2))(3)["patches"] for i in (0, 2, 4)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    draw = draw_patches(5, 3, training, HEIGHT, WIDTH, 4)
+    padded = np.pad(cube, ((0, 0), (8, 8), (8, 8)), mode="reflect")
+    y, x = draw.y[0] + 8, draw.x[0] + 8
+    np.testing.assert_array_equal(whole[0], turned(padded[:, y : y + 8, x : x + 8], int(draw.turn[0])))

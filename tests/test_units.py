@@ -1,0 +1,99 @@
+"""Units of work: tiles cover every pixel once, order does not matter, writers own whole chunks."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.data.block import BlockAccessor
+
+from pipeline.units import ChunkSink, TileGrid, UnitSource, in_order
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 70), width=st.integers(1, 70), side=st.integers(1, 40))
+def test_tiles_cover_every_pixel_once(height: int, width: int, side: int) -> None:
+    grid = TileGrid(height, width, side)
+    seen = np.zeros((height, width), int)
+    for tile in range(len(grid)):
+        y0, y1, x0, x1 = grid.bounds(tile)
+        assert y1 > y0
+        assert x1 > x0
+        assert y0 % side == x0 % side == 0
+        seen[y0:y1, x0:x1] += 1
+    assert (seen == 1).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(8)))
+def test_in_order_restores_the_order(arrival: list[int]) -> None:
+    rows = in_order({"unit": unit} for unit in arrival)
+    assert [row["unit"] for row in rows] == list(range(8))
+
+
+def test_in_order_notices_a_missing_unit() -> None:
+    with pytest.raises(RuntimeError, match="unit 1 never arrived"):
+        list(in_order({"unit": unit} for unit in (0, 2)))
+
+
+@pytest.mark.parametrize("parallelism", [1, 3, 50])
+def test_source_gives_every_unit_once_and_is_pure(parallelism: int) -> None:
+    source = UnitSource("tiles", [4, 7, 9, 11], lambda unit: {"value": np.full((2, 2), unit)}, 32)
+    assert source.estimate_inmemory_data_size() == 128
+    for _ in range(2):
+        tasks = source.get_read_tasks(parallelism)
+        rows = [
+            row
+            for task in tasks
+            for block in task()
+            for row in BlockAccessor.for_block(block).iter_rows(public_row_format=False)
+        ]
+        assert [int(row["unit"]) for row in rows] == [4, 7, 9, 11]
+        assert [int(np.asarray(row["value"])[0, 0]) for row in rows] == [4, 7, 9, 11]
+    assert len(tasks) == min(parallelism, 4)
+
+
+class _Meter:
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, ...]] = []
+        self.add = SimpleNamespace(remote=lambda *counts: self.calls.append(counts))
+
+
+def _row(unit: int, values: np.ndarray) -> dict[str, Any]:
+    scalars = {"unit": unit, "pixels": 6, "bytes_read": 10, "peak_rss": 99}
+    return {key: np.array([value]) for key, value in scalars.items()} | {"class": values[None]}
+
+
+def test_sink_crops_writes_and_marks_last(tmp_path: Path) -> None:
+    grid, meter = TileGrid(5, 6, 4), _Meter()
+    group = zarr.open_group(tmp_path / "map.zarr", mode="w")
+    group.create_array("class", shape=(5, 6), chunks=(4, 4), dtype="uint8", fill_value=0)
+    (tmp_path / "done").mkdir()
+
+    def regions(unit: int) -> dict[str, tuple[slice, ...]]:
+        y0, y1, x0, x1 = grid.bounds(unit)
+        return {"class": (slice(y0, y1), slice(x0, x1))}
+
+    sink = ChunkSink("map", tmp_path / "map.zarr", regions, tmp_path / "done", meter)
+    blocks = [BlockAccessor.batch_to_block(_row(unit, np.full((4, 4), unit + 1))) for unit in (3, 1)]
+    for _ in range(2):  # a repeated write leaves the same
+        sink.write(blocks, None)
+        expected = np.zeros((5, 6), np.uint8)
+        expected[:4, 4:], expected[4:, 4:] = 2, 4
+        assert np.array_equal(group["class"][...], expected)
+    assert sorted(path.name for path in (tmp_path / "done").iterdir()) == ["1", "3"]
+    assert meter.calls[0] == (1, 6, 10, 2 * 8, 99)
+
+
+def test_a_failed_write_leaves_no_marker(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "map.zarr", mode="w")
+    (tmp_path / "done").mkdir()
+    regions = {"class": (slice(0, 4), slice(0, 4))}
+    sink = ChunkSink("map", tmp_path / "map.zarr", lambda unit: regions, tmp_path / "done", _Meter())
+    with pytest.raises(KeyError):
+        sink.write([BlockAccessor.batch_to_block(_row(0, np.zeros((4, 4))))], None)
+    assert not list((tmp_path / "done").iterdir())
