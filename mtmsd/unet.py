@@ -227,11 +227,16 @@ class UNet(nn.Module):
         return tapped
 
     def prepare(self, dtype: torch.dtype, memory_format: torch.memory_format) -> "UNet":
-        """Freeze for inference: convolutions in ``dtype``; norms and embeddings stay float32."""
+        """Freeze for inference: convolutions in ``dtype``; norms and embeddings stay float32.
+
+        On a GPU norms follow too: its kernels take weights and maps of one type alone, and sum in
+        float32 all the same.
+        """
         self.eval().requires_grad_(False)
         self.to(memory_format=memory_format)  # type: ignore[call-overload]
         for module in self.modules():
-            if isinstance(module, nn.Conv1d | nn.Conv2d):
+            on_gpu = isinstance(module, nn.GroupNorm) and module.weight.is_cuda
+            if on_gpu or isinstance(module, nn.Conv1d | nn.Conv2d):
                 module.to(dtype)
         return self
 

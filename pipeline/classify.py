@@ -43,7 +43,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
         _write_history(config, folder)
         codes = np.asarray(read_json(folder.selection)["codes"])
         source = UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20)
-        rows = shares.through_actors(read_units(source), groups, _Scorer, (config, folder, codes))
+        rows = shares.through_actors(read_units(source), groups, _Scorer, (config, folder, shares.gpu, codes))
         confusion = Confusion(len(codes))
         for row in in_order(rows.iter_rows()):
             confusion.counts += row["confusion"]
@@ -155,17 +155,18 @@ class _FeatureGroups:
 class _Scorer:
     """Confusion of the test pixels of a chunk."""
 
-    def __init__(self, config: Config, folder: RunFolder, codes: np.ndarray[Any, Any]) -> None:
+    def __init__(self, config: Config, folder: RunFolder, gpu: bool, codes: np.ndarray[Any, Any]) -> None:
         torch.set_num_threads(config.cluster.threads)
-        self._gpu = torch.cuda.is_available()
-        self._ensemble, self._codes = load_ensemble(config, folder, self._gpu), codes
+        self._ensemble, self._codes = load_ensemble(config, folder, gpu), codes
+        self._device = "cuda" if gpu else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         test = batch["split"][0] == TEST
         confusion = Confusion(len(self._codes))
         if test.any():
-            device = "cuda" if self._gpu else "cpu"
-            centre, pooled = (torch.tensor(batch[k][0][test], device=device) for k in ("centre", "pooled"))
+            centre, pooled = (
+                torch.tensor(batch[k][0][test], device=self._device) for k in ("centre", "pooled")
+            )
             predicted = self._ensemble(centre, pooled).position_N.cpu().numpy()
             confusion.update(np.searchsorted(self._codes, batch["label"][0][test]), predicted)
         carried = {key: batch[key] for key in ("unit", "bytes_read")}

@@ -100,6 +100,11 @@ class Shares:
     worker_threads: int
     worker_cpus: float
 
+    @property
+    def gpu(self) -> bool:
+        """Whether an actor computes on a GPU."""
+        return self.num_gpus > 0
+
     def through_actors(
         self, dataset: ray.data.Dataset, units: int, actor: type, arguments: tuple[Any, ...]
     ) -> ray.data.Dataset:

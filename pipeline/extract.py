@@ -57,7 +57,9 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         meter.add.remote(groups - len(todo), 0, 0, 0, 0)
         if todo:
             windows = _windows("extract: windows", config, folder, (y, x), todo)
-            features = shares.through_actors(windows, len(todo), _FeatureActor, (config, folder, selection))
+            features = shares.through_actors(
+                windows, len(todo), _FeatureActor, (config, folder, shares.gpu, selection)
+            )
             regions, markers = _Regions(len(y)), folder.markers("extract")
             write_units(features, ChunkSink("features.zarr", folder.features, regions, markers, meter))
         return record()
@@ -77,9 +79,9 @@ def make_extractor(config: Config, folder: RunFolder, gpu: bool) -> Extractor:
 class _Reader:
     """Features of the pixels of one group: (pixel, timestep, channel), centre and pooled."""
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
+    def __init__(self, config: Config, folder: RunFolder, gpu: bool) -> None:
         torch.set_num_threads(config.cluster.threads)
-        self._extract = make_extractor(config, folder, torch.cuda.is_available())
+        self._extract = make_extractor(config, folder, gpu)
 
     def __call__(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         count, pixels = int(batch["count"][0]), int(batch["pixels"][0])
@@ -92,8 +94,15 @@ class _Reader:
 class _MeansActor:
     """Groups of training pixels -> sums by class."""
 
-    def __init__(self, config: Config, folder: RunFolder, position: NDArray[np.int64], classes: int) -> None:
-        self._read, self._position, self._classes = _Reader(config, folder), position, classes
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        gpu: bool,
+        position: NDArray[np.int64],
+        classes: int,
+    ) -> None:
+        self._read, self._position, self._classes = _Reader(config, folder, gpu), position, classes
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         unit = int(batch["unit"][0])
@@ -109,8 +118,8 @@ class _MeansActor:
 class _FeatureActor:
     """Groups of pixels -> their purified features."""
 
-    def __init__(self, config: Config, folder: RunFolder, selection: Selection) -> None:
-        self._read, self._selection = _Reader(config, folder), selection
+    def __init__(self, config: Config, folder: RunFolder, gpu: bool, selection: Selection) -> None:
+        self._read, self._selection = _Reader(config, folder, gpu), selection
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         row = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
@@ -147,7 +156,9 @@ def _choose(
     classes = int(position.max()) + 1
     units = list(range(-(-len(y) // GROUP)))
     windows = _windows("extract: training windows", config, folder, (y, x), units)
-    rows = shares.through_actors(windows, len(units), _MeansActor, (config, folder, position, classes))
+    rows = shares.through_actors(
+        windows, len(units), _MeansActor, (config, folder, shares.gpu, position, classes)
+    )
     width = feature_width(config.unet, config.features.stages, config.patches.size)
     kinds = [ClassMeans(classes, len(config.features.timesteps), width) for _ in range(2)]
     for row in in_order(rows.iter_rows()):

@@ -41,7 +41,9 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             side = grid.side + config.patches.size - config.patches.stride
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
-            tiles = shares.through_actors(read_units(source), len(todo), _MapActor, (config, folder))
+            tiles = shares.through_actors(
+                read_units(source), len(todo), _MapActor, (config, folder, shares.gpu)
+            )
             sink = ChunkSink("map.zarr", folder.map, _Regions(grid), folder.markers("map"), meter)
             write_units(tiles, sink)
         write_overviews(folder.map, scene)
@@ -62,9 +64,8 @@ class _Regions:
 class _MapActor:
     """A tile of the reduced cube -> a tile of the map."""
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
+    def __init__(self, config: Config, folder: RunFolder, gpu: bool) -> None:
         torch.set_num_threads(config.cluster.threads)
-        gpu = torch.cuda.is_available()
         self._config = config
         self._extract = make_extractor(config, folder, gpu)
         self._ensemble = load_ensemble(config, folder, gpu)

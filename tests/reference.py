@@ -84,24 +84,21 @@ def hybrid_loss(
         k = t[n]
         bar, before = bars[k], bars[k - 1] if k else 1.0
         beta = 1 - bar / before
-        guess_noise, v = output[n, c, i, j], output[n, components + c, i, j]
-        clean, eps = x0[n, c, i, j], noise[n, c, i, j]
+        guess_noise, v = float(output[n, c, i, j]), float(output[n, components + c, i, j])
+        clean, eps = float(x0[n, c, i, j]), float(noise[n, c, i, j])
         x_t = math.sqrt(bar) * clean + math.sqrt(1 - bar) * eps
         guess = (x_t - math.sqrt(1 - bar) * guess_noise) / math.sqrt(bar)
-
-        def posterior_mean(x: float, bar: float = bar, before: float = before, beta: float = beta,
-                           x_t: float = x_t) -> float:  # fmt: skip
-            return (math.sqrt(before) * beta * x + math.sqrt(1 - beta) * (1 - before) * x_t) / (1 - bar)
-
+        from_clean = math.sqrt(before) * beta / (1 - bar)
+        from_noisy = math.sqrt(1 - beta) * (1 - before) / (1 - bar)
+        mean = from_clean * guess + from_noisy * x_t
         at = max(k, 1)  # the posterior's variance at t = 0 is zero: that of t = 1 stands in
         posterior = (1 - bars[at] / bars[at - 1]) * (1 - bars[at - 1]) / (1 - bars[at])
         variance = beta ** ((v + 1) / 2) * posterior ** ((1 - v) / 2)
         if k:
-            gap = posterior_mean(clean) - posterior_mean(guess)
+            gap = from_clean * clean + from_noisy * x_t - mean
             nats = 0.5 * (math.log(variance / posterior) + (posterior + gap**2) / variance - 1)
         else:
-            gap = clean - posterior_mean(guess)
-            nats = 0.5 * (math.log(2 * math.pi * variance) + gap**2 / variance)
+            nats = 0.5 * (math.log(2 * math.pi * variance) + (clean - mean) ** 2 / variance)
         total += (eps - guess_noise) ** 2 + steps / 1000 * nats / math.log(2)
         count += 1
     return total / count
@@ -239,11 +236,11 @@ def purification_scores(means_KTD: FloatArray, similarity: float = 0.8, timestep
     classes, steps, channels = means_KTD.shape
 
     def separation(values: FloatArray) -> float:
-        b = (values - values.min()) / (values.max() - values.min())
+        b = ((values - values.min()) / (values.max() - values.min())).tolist()
         n = len(b)
         products = [b[i] * b[j] for i in range(n) for j in range(n) if i != j]
         variance = sum((value - sum(b) / n) ** 2 for value in b) / n
-        return -similarity * sum(products) / (n * (n - 1)) + (1 - similarity) * variance
+        return float(-similarity * sum(products) / (n * (n - 1)) + (1 - similarity) * variance)
 
     scores = np.zeros(channels)
     for d in range(channels):
