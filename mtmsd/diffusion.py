@@ -69,13 +69,15 @@ class Schedule:
             valid_N1HW: 1 where a pixel holds data; other pixels do not count.
 
         Returns:
-            The scalar mean over valid pixels and components.
+            The mean over patches of each patch's mean over its valid pixels and components; so equal
+            shares of a batch average to the batch, wherever no-data lies.
         """
         predicted, v = output.float().chunk(2, dim=1)
         mse = (noise - predicted) ** 2
         vb = self._variational_bits(predicted.detach(), v, x0, t_N, noise)
         weight = valid_N1HW.expand_as(x0)
-        return ((mse + self.steps / 1000 * vb) * weight).sum() / weight.sum().clamp(min=1)
+        total = ((mse + self.steps / 1000 * vb) * weight).sum(dim=(1, 2, 3))
+        return (total / weight.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
 
     def _variational_bits(
         self, predicted: Tensor, v: Tensor, x0: Tensor, t_N: Tensor, noise: Tensor

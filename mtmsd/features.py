@@ -88,6 +88,10 @@ class Extractor:
                 f"features.timesteps must be below diffusion.steps ({schedule.steps}), "
                 f"found {features.timesteps[-1]}"
             )
+        if features.stages[-1] >= unet.config.stages:
+            raise ValueError(
+                f"features.stages must be below {unet.config.stages}, found {list(features.stages)}"
+            )
         self.features, self.patches = features, patches
         self.device = next(unet.parameters()).device
         self.dtype = getattr(torch, features.precision)

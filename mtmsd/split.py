@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 TRAIN, TEST, UNUSED = 0, 1, 2
+_ATTEMPTS = 10  # draws of blocks before a split is refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,6 @@ def make_split(y: IntArray, x: IntArray, label: IntArray, config: SplitConfig, s
     Raises:
         ValueError: Fewer than two classes remain, or a class has no training or no test pixel.
     """
-    rng = np.random.default_rng([seed, 2])
     codes, counts = np.unique(label, return_counts=True)
     kept = codes[counts >= config.min_class]
     if len(kept) < 2:
@@ -73,29 +73,44 @@ def make_split(y: IntArray, x: IntArray, label: IntArray, config: SplitConfig, s
             f"at least two classes with split.min_class = {config.min_class} labelled pixels are "
             f"needed, found {dict(zip(codes.tolist(), counts.tolist(), strict=True))}"
         )
-    eligible = np.isin(label, kept)
-    if config.protocol == "random":
-        pool = eligible
-    else:
+    for attempt in range(_ATTEMPTS if config.protocol == "blocks" else 1):
+        rng = np.random.default_rng([seed, 2, attempt] if attempt else [seed, 2])
+        split = _draw(y, x, label, kept, config, rng)
+        missing = [np.setdiff1d(kept, label[split == part]) for part in (TRAIN, TEST)]
+        if not any(len(part) for part in missing):
+            return split
+    name = "training" if len(missing[0]) else "test"
+    raise ValueError(
+        f"split.{config.protocol} leaves no {name} pixel for class "
+        f"{(missing[0] if len(missing[0]) else missing[1]).tolist()}: "
+        "change split.block, split.guard_px, split.max_test or split.min_class"
+    )
+
+
+def _draw(
+    y: IntArray,
+    x: IntArray,
+    label: IntArray,
+    kept: IntArray,
+    config: SplitConfig,
+    rng: np.random.Generator,
+) -> IntArray:
+    """One draw of the split, in which a class may be missing on a side."""
+    pool = eligible = np.isin(label, kept)
+    if config.protocol == "blocks":
         pool = eligible & _training_side(y, x, label, kept, config, rng)
     split = np.full(len(label), UNUSED)
-    for code, count in zip(kept, counts[counts >= config.min_class], strict=True):
-        mine = np.flatnonzero(pool & (label == code))
-        split[rng.permutation(mine)[: _train_count(int(count), len(mine), config)]] = TRAIN
+    for code in kept:
+        mine, count = np.flatnonzero(pool & (label == code)), int((label == code).sum())
+        if len(mine):
+            split[rng.permutation(mine)[: _train_count(count, len(mine), config)]] = TRAIN
     rest = eligible & ~pool if config.protocol == "blocks" else eligible & (split != TRAIN)
-    candidates = np.flatnonzero(rest)
-    train = split == TRAIN
+    candidates, train = np.flatnonzero(rest), split == TRAIN
     if config.guard_px:
-        near = near_any(y[candidates], x[candidates], y[train], x[train], config.guard_px, config.guard_px)
+        reach = config.guard_px
+        near = near_any(y[candidates], x[candidates], y[train], x[train], reach, reach)
         candidates = candidates[~near]
     split[np.sort(rng.permutation(candidates)[: config.max_test])] = TEST
-    for name, part in (("training", TRAIN), ("test", TEST)):
-        missing = np.setdiff1d(kept, label[split == part])
-        if len(missing):
-            raise ValueError(
-                f"split.{config.protocol} leaves no {name} pixel for class {missing.tolist()}: "
-                "change split.block, split.guard_px, split.max_test or split.min_class"
-            )
     return split
 
 

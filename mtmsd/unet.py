@@ -85,8 +85,7 @@ class ResBlock(nn.Module):
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * outputs))
         last = nn.Conv2d(outputs, outputs, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias) if last.bias is not None else None
+        _zero(last)
         self.out_layers = nn.Sequential(
             nn.GroupNorm(config.groups, outputs), nn.SiLU(), nn.Dropout(config.dropout), last
         )
@@ -111,8 +110,7 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(config.groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias) if self.proj_out.bias is not None else None
+        _zero(self.proj_out)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
@@ -186,7 +184,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(block)
                 current = width
         last = nn.Conv2d(current, 2 * components, 3, padding=1)
-        nn.init.zeros_(last.weight)
+        _zero(last)
         self.out = nn.Sequential(nn.GroupNorm(config.groups, current), nn.SiLU(), last)
 
     def forward(self, x_NCHW: Tensor, t_N: Tensor) -> Tensor:
@@ -239,6 +237,11 @@ class UNet(nn.Module):
             if on_gpu or isinstance(module, nn.Conv1d | nn.Conv2d):
                 module.to(dtype)
         return self
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _run(block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def windows_of_tile(tile_CHW: NDArray[np.float32], patches: PatchConfig) -> NDAr
         )
     view = np.lib.stride_tricks.sliding_window_view(tile_CHW, (patches.size, patches.size), (1, 2))
     blocks = view[:, :: patches.stride, :: patches.stride].transpose(1, 2, 0, 3, 4)
-    return blocks.reshape(-1, channels, patches.size, patches.size)
+    return blocks.copy().reshape(-1, channels, patches.size, patches.size)
 
 
 def blocks_to_tile(blocks_NPP: NDArray[np.generic], columns: int) -> NDArray[np.generic]:

@@ -14,15 +14,16 @@ import torch
 import zarr
 from ray.actor import ActorHandle
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from mtmsd.classifier import Ensemble, Head, train_member
+from mtmsd.classifier import train_member
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.cluster import Shares, metered, peak_rss, share_out
 from pipeline.config import Config
-from pipeline.extract import GROUP
+from pipeline.readers import GROUP
+from pipeline.trained import load_ensemble
 from pipeline.units import UnitSource, in_order, read_units
 
 
@@ -77,19 +78,6 @@ def _train(
     )  # fmt: skip
     trainer.fit()
     shutil.rmtree(storage, ignore_errors=True)
-
-
-def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
-    """The trained members of a run."""
-    heads = []
-    for index in range(config.classifier.members):
-        path = folder.member(index)
-        with safe_open(path, framework="pt") as file:
-            shape = json.loads(file.metadata()["shape"])
-        head = Head(config.classifier, config.fusion, *shape)
-        head.load_state_dict(load_file(path))
-        heads.append(head)
-    return Ensemble(heads, config.classifier.vote).to("cuda" if gpu else "cpu")
 
 
 def _column(folder: RunFolder, name: str) -> np.ndarray[Any, Any]:

@@ -13,8 +13,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from mtmsd.diffusion import Schedule
-from mtmsd.features import Extractor, feature_width
+from mtmsd.features import feature_width
 from mtmsd.purify import ClassMeans, Selection, select
 from mtmsd.split import TEST, TRAIN, UNUSED
 from pipeline.artifacts import RunFolder, read_json, write_json
@@ -22,13 +21,10 @@ from pipeline.cluster import Shares, metered, peak_rss, share_out
 from pipeline.config import Config
 from pipeline.georeference import consolidate
 from pipeline.labels import labelled_split
-from pipeline.pretrain import load_unet
-from pipeline.readers import Reduced, WindowReader
+from pipeline.readers import GROUP, Reduced, WindowReader
 from pipeline.scene import Scene
+from pipeline.trained import make_extractor
 from pipeline.units import ChunkSink, Region, UnitSource, in_order, read_units, write_units
-
-GROUP = 128
-"""Pixels in a unit of work, and in a chunk of features.zarr."""
 
 
 def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
@@ -68,12 +64,6 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
 def _class_rows(scene: Scene) -> list[tuple[int, str, str]]:
     table = scene.classes
     return list(zip(table.codes, table.names, table.colors, strict=True)) if table else []
-
-
-def make_extractor(config: Config, folder: RunFolder, gpu: bool) -> Extractor:
-    """The extractor with the run's trained U-Net."""
-    unet = load_unet(folder.unet).to("cuda" if gpu else "cpu")
-    return Extractor(unet, Schedule(config.diffusion), config.features, config.patches)
 
 
 class _Reader:

@@ -16,13 +16,12 @@ from mtmsd.purify import Selection
 from mtmsd.windows import blocks_to_tile, windows_of_tile
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.classes import table_of, to_attributes
-from pipeline.classify import load_ensemble
 from pipeline.cluster import metered, peak_rss, share_out
 from pipeline.config import Config
 from pipeline.export import preview, write_cogs, write_overviews
-from pipeline.extract import make_extractor
 from pipeline.readers import Reduced, TileReader
 from pipeline.scene import Scene, write_georeference
+from pipeline.trained import load_ensemble, make_extractor
 from pipeline.units import ChunkSink, Region, TileGrid, UnitSource, read_units, write_units
 
 ARRAYS = ("class", "confidence", "entropy")

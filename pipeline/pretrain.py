@@ -13,7 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from mtmsd.diffusion import Schedule
 from mtmsd.training import Averaged, make_optimizer, pretrain_step
@@ -65,18 +65,6 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
         with checkpoint.as_directory() as directory:
             _publish(config, folder, Path(directory), Reduced(str(folder.reduced)).shape[0])
         return record()
-
-
-def load_unet(path: Path) -> UNet:
-    """The trained U-Net (averaged weights) with the configuration in its file's metadata."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    config = Config.model_validate({"unet": json.loads(metadata["unet"])})
-    unet = UNet(config.unet, int(metadata["components"]))
-    unet.load_state_dict(load_file(path))
-    return unet
 
 
 def _publish(config: Config, folder: RunFolder, checkpoint: Path, components: int) -> None:

@@ -16,6 +16,8 @@ from mtmsd.windows import PatchConfig, read_padded
 from pipeline.scene import Scene
 from pipeline.units import Row, TileGrid
 
+GROUP = 128
+"""Labelled pixels in a unit of work, and in a chunk of features.zarr."""
 _CHUNKS_KEPT = 64
 
 

@@ -75,8 +75,8 @@ def hybrid_loss(
     valid: NDArray[np.bool_],
     steps: int,
 ) -> float:
-    """Noise MSE + T / 1000 x variational term in bits, averaged over valid values, one by one."""
-    bars, total, count = alpha_bars(steps), 0.0, 0
+    """Noise MSE + T / 1000 x variational term in bits: mean over each patch's valid values, then patches."""
+    bars, total, counts = alpha_bars(steps), [0.0] * len(x0), [0] * len(x0)
     components = x0.shape[1]
     for n, c, i, j in np.ndindex(*x0.shape):
         if not valid[n, i, j]:
@@ -99,9 +99,9 @@ def hybrid_loss(
             nats = 0.5 * (math.log(variance / posterior) + (posterior + gap**2) / variance - 1)
         else:
             nats = 0.5 * (math.log(2 * math.pi * variance) + (clean - mean) ** 2 / variance)
-        total += (eps - guess_noise) ** 2 + steps / 1000 * nats / math.log(2)
-        count += 1
-    return total / count
+        total[n] += (eps - guess_noise) ** 2 + steps / 1000 * nats / math.log(2)
+        counts[n] += 1
+    return sum(s / max(count, 1) for s, count in zip(total, counts, strict=True)) / len(x0)
 
 
 def unet(state: State, x_NCHW: Tensor, t: int, heads: int = 4) -> tuple[list[Tensor], Tensor]:

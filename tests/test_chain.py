@@ -15,10 +15,10 @@ import zarr
 from safetensors.torch import load_file
 
 from pipeline.artifacts import STAGES, RunFolder, read_json
-from pipeline.classify import load_ensemble
 from pipeline.config import Config
 from pipeline.run import cli
 from pipeline.scene import open_scene
+from pipeline.trained import load_ensemble
 from tests.conftest import DEAD_BAND, TINY
 
 pytestmark = pytest.mark.cluster

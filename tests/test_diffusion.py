@@ -105,7 +105,8 @@ def test_the_variational_term_trains_the_variance_alone() -> None:
     assert output.grad is not None
     mean, variance = output.grad.chunk(2, dim=1)
     weight = valid.expand_as(x0).float()
-    of_mse = 2 * (output.detach()[:, :2] - noise) * weight / weight.sum()
+    of_mse = 2 * (output.detach()[:, :2] - noise) * weight
+    of_mse /= len(x0) * weight.sum(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(mean, of_mse)
     assert variance[weight > 0].abs().min() > 0
 
