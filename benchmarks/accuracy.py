@@ -30,7 +30,7 @@ from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise
 from mtmsd.split import TEST
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import load_config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, run_command
 from pipeline.scene import Scene, open_scene
 
 PROTOCOLS = ("random", "blocks")
@@ -245,19 +245,8 @@ def _about() -> dict[str, Any]:
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 2 the user can fix it (one ``error:`` line), 1 anything else."""
-    try:
-        main.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except click.ClickException as error:
-        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
-        return 2
-    except click.Abort:
-        print("error: interrupted; the same command resumes", file=sys.stderr)
-        return 1
-    return 0
+    """Run the command and return its exit code."""
+    return run_command(main, "accuracy", arguments)
 
 
 if __name__ == "__main__":

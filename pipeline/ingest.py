@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline import ingest_labels, ingest_options
 from pipeline.classes import ClassTable
-from pipeline.errors import UserError
+from pipeline.errors import UserError, run_command
 from pipeline.georeference import coarser, parse_crs
 from pipeline.scene import Scene, open_scene, write_scene
 from pipeline.sources import matlab, numpy_file, raster
@@ -266,17 +266,8 @@ def command(paths: tuple[Path, ...], **options: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 the user can fix it."""
-    try:
-        command.main(arguments, prog_name="ingest", standalone_mode=False)
-    except click.ClickException as error:
-        message = " ".join(error.format_message().split()).rstrip(".")
-        click.echo(f"error: {message}; see --help", err=True)
-        return 2
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        return 2
-    return 0
+    """Run the command line and return its exit code."""
+    return run_command(command, "ingest", arguments)
 
 
 if __name__ == "__main__":

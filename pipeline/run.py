@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.artifacts import STAGES, RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, run_command
 from pipeline.labels import labelled_split
 from pipeline.model import adopt_model, model_config
 from pipeline.plan import Plan, make_plan
@@ -165,19 +165,8 @@ def _summary(folder: RunFolder) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 done, 2 the user can fix it (one ``error:`` line), 1 anything else."""
-    try:
-        main.main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except click.ClickException as error:
-        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
-        return 2
-    except click.Abort:
-        print("error: interrupted; the same command resumes", file=sys.stderr)
-        return 1
-    return 0
+    """Run the command and return its exit code."""
+    return run_command(main, "run", arguments)
 
 
 if __name__ == "__main__":
