@@ -54,16 +54,16 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny.zarr"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray for all tests of a session; commands that run in this process join it."""
+    """One local Ray for all tests of a module; commands that run in this process join it."""
     from pipeline.cluster import ray_session
 
     with ray_session():
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(tiny_scene: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder in which every stage is done. Read only: copy it to change it."""
     from pipeline.run import cli
