@@ -154,8 +154,8 @@ class RunFolder:
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not self.run.exists():
-            if {entry.name for entry in self.path.iterdir()} <= {"scene.zarr"}:
-                return
+            if all(entry.name.startswith("scene.zarr") for entry in self.path.iterdir()):
+                return  # the demo's scene, perhaps half made
             raise UserError(f"--out {self.path}: expected a new folder or a run, found other files")
         found = read_json(self.run)["scene"]
         if found["fingerprint"] != scene_fingerprint:
