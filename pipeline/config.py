@@ -41,7 +41,7 @@ class MapConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """Who does the work. Only ``train_workers`` and ``threads`` touch results (in the last bits)."""
+    """Who does the work. Workers and threads can touch results in the last bits; actors never do."""
 
     actors: int | None = Field(default=None, ge=1)
     """Actors that extract features and map; absent: all CPUs / threads, or one per GPU."""
