@@ -8,25 +8,22 @@ same command resumes.
 import hashlib
 import json
 import os
-import platform
-import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import torch
 import zarr
 from numpy.typing import NDArray
 
 from benchmarks import peers
 from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise
+from benchmarks.record import about
 from mtmsd.split import TEST
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import load_config
@@ -68,7 +65,7 @@ def main(
     base = RunFolder(folder / "base")
     _pipeline(command, base, overrides_of(overrides, None), "pretrain")
     records = base.records()
-    report: dict[str, Any] = _about() | {
+    report: dict[str, Any] = about() | {
         "scene": {"name": Path(scene.url).stem} | read_json(base.run)["scene"],
         "config": read_json(base.run)["config"],
         "shared": {"seconds": records["reduce"]["wall_s"] + records["pretrain"]["wall_s"]},
@@ -212,36 +209,6 @@ def _score_peers(centre_NTD: NDArray[np.float32], pixels: peers.Pixels, images: 
         results[name] = peers.peer(variants, pixels)
     results[peers.PROFILES]["seconds"] += seconds
     return results
-
-
-def _about() -> dict[str, Any]:
-    """Date, commit, machine and command of the measurement."""
-
-    def git(*arguments: str) -> str:
-        try:
-            done = subprocess.run(
-                ["git", "--no-optional-locks", "-C", str(_ROOT), *arguments],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        except FileNotFoundError:
-            return ""
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        rows = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((r.partition(":")[2].strip() for r in rows if r.startswith("model name")), cpu)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": f"{commit} with changes" if git("status", "--porcelain", "-uno") else commit,
-        "machine": f"{cpu}, {os.cpu_count()} cores{gpu}, {platform.system()}, "
-        f"Python {platform.python_version()}",
-        "command": shlex.join(["python", "-m", "benchmarks.accuracy", *sys.argv[1:]]),
-    }
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -105,18 +105,98 @@ class Prediction(NamedTuple):
     """Entropy of the mean probabilities, nats, in [0, log C]."""
 
 
-class Ensemble(nn.Module):
-    """Members that answer together."""
+class Ensemble:
+    """Members that answer together, each folded into few matrix products.
+
+    Linear maps that follow each other are one: with h = ReLU(W1 u + b1), the vote of timestep t is
+    v_t = A_t h + (Gp_t g_t + c_t). The bracket depends on the pooled features alone, so it is computed
+    once for all pixels of a window. The members' first and last layers run as one batched product.
+
+    Members must have been trained on the same pixels: they share the mean and scale of the features.
+    """
 
     def __init__(self, members: Sequence[Head], vote: Literal["majority", "mean"]) -> None:
-        super().__init__()
-        self.members, self.vote = nn.ModuleList(members), vote
-        self.eval().requires_grad_(False)
+        if any(not torch.equal(m.mean_2TK, members[0].mean_2TK) for m in members):
+            raise ValueError("members of an ensemble must share the mean and scale of their features")
+        with torch.no_grad():
+            self._vote, self.mean_2TK, self.scale_2TK = vote, members[0].mean_2TK, members[0].scale_2TK
+            first = [cast(nn.Linear, m.dy_att.fc[0]) for m in members]
+            self._hidden = torch.cat([f.weight for f in first]), torch.cat([f.bias for f in first])
+            folded = [_fold_fusion(m.dy_att) for m in members]
+            self._lift_MTHK, self._guide_MTKK, self._constant_MTK = (
+                torch.stack(parts) for parts in zip(*folded, strict=True)
+            )
+            layers = [_fold_layers(m.layers) for m in members]
+            self._layers = [
+                (torch.stack([w for w, _ in layer]), torch.stack([b for _, b in layer])[:, None])
+                for layer in zip(*layers, strict=True)
+            ]
 
-    def forward(self, centre_NTK: Tensor, pooled_NTK: Tensor) -> Prediction:
-        """Classify pixels. A tied vote goes to the tied class of the highest mean probability."""
-        logits = torch.stack([member(centre_NTK, pooled_NTK) for member in self.members])
-        return combine(logits.softmax(dim=-1), self.vote)
+    def window_votes(self, pooled_NTK: Tensor) -> Tensor:
+        """What windows (or pixels) with these pooled features add to the votes: (M, T, N, K)."""
+        pooled = ((pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1]).transpose(0, 1)
+        return torch.matmul(pooled, self._guide_MTKK) + self._constant_MTK[:, :, None]
+
+    def classify(self, centre_TPK: Tensor, votes_MTPK: Tensor) -> Prediction:
+        """Classify pixels.
+
+        Args:
+            centre_TPK: Standardised centre features (``mean_2TK[0]``, ``scale_2TK[0]``).
+            votes_MTPK: From ``window_votes``; one window's votes (M, T, 1, K) serve all its pixels.
+        """
+        weight, bias = self._hidden
+        hidden = F.linear(centre_TPK.sum(dim=0), weight, bias).relu_().chunk(len(votes_MTPK), dim=1)
+        fused = []
+        for member, votes_TPK in enumerate(votes_MTPK):
+            hidden_TPH = hidden[member].expand(len(centre_TPK), -1, -1)
+            share = torch.baddbmm(votes_TPK, hidden_TPH, self._lift_MTHK[member]).softmax(dim=0)
+            fused.append(share.mul_(centre_TPK).sum(dim=0))
+        h = torch.stack(fused)
+        for i, (weight_MIO, bias_M1O) in enumerate(self._layers):
+            h = torch.baddbmm(bias_M1O, h if i == 0 else h.relu_(), weight_MIO)
+        return combine(h.softmax(dim=-1), self._vote)
+
+    @torch.inference_mode()
+    def __call__(self, centre_NTK: Tensor, pooled_NTK: Tensor) -> Prediction:
+        """Classify pixels, each with pooled features of its own. A tied vote goes to the higher mean."""
+        centre = ((centre_NTK - self.mean_2TK[0]) * self.scale_2TK[0]).transpose(0, 1)
+        return self.classify(centre, self.window_votes(pooled_NTK))
+
+
+def _fold_fusion(fusion: SelectiveFusion) -> tuple[Tensor, Tensor, Tensor]:
+    """Lift (T, H, K), guide (T, K, K) and constant (T, K): v_t = h lift_t + g_t guide_t + constant_t."""
+    weight, bias = _after_norm(cast(nn.BatchNorm1d, fusion.fc[2]), cast(nn.Linear, fusion.fc[3]))
+    lifts, guides, constants = [], [], []
+    for pair in zip(fusion.fcs, fusion.g_fcs, strict=True):
+        lift, guide = (cast(nn.Linear, layer) for layer in pair)
+        width = lift.weight.shape[0]
+        from_hidden, from_pooled = guide.weight[:, :width], guide.weight[:, width:]
+        through = from_hidden @ lift.weight
+        lifts.append((through @ weight).T)
+        guides.append(from_pooled.T)
+        constants.append(through @ bias + from_hidden @ lift.bias + guide.bias)
+    return torch.stack(lifts), torch.stack(guides), torch.stack(constants)
+
+
+def _fold_layers(layers: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
+    """Weights (I, O) and biases of the linear layers, each with the norm before it."""
+    folded, norm = [], None
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm1d):
+            norm = layer
+        elif isinstance(layer, nn.Linear):
+            weight, bias = (layer.weight, layer.bias) if norm is None else _after_norm(norm, layer)
+            folded.append((weight.T, bias))
+    return folded
+
+
+def _after_norm(norm: nn.BatchNorm1d, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias of ``linear`` behind ``norm`` (as trained, not in training) as one linear map."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    return linear.weight * scale, linear.weight @ shift + linear.bias
 
 
 def combine(probability_MNC: Tensor, vote: Literal["majority", "mean"]) -> Prediction:

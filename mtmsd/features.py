@@ -4,18 +4,24 @@ For a window x_0 and timestep t: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_ba
 tensor for all windows and timesteps; each tapped stage gives two vectors: its value at the pixel, as
 if bilinearly upsampled to the window (``centre``), and its spatial mean (``pooled``).
 No map is upsampled: bilinear interpolation reads at most 2 x 2 samples a pixel, and the mean of an
-upsampled map (align_corners off, integer factor) is the mean of the map.
+upsampled map (align_corners off, integer factor) is the mean of the map. Channels that purification
+drops are dropped before anything is interpolated.
 
-Shapes: N window, P pixel of a window's block (row-major), T timestep, D channel of all tapped stages.
+Shapes: N window, P pixel of a window's block (row-major), T timestep, S stage, K channel of all tapped
+stages that is kept (all of them when nothing is said).
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtmsd.diffusion import Schedule, shared_noise
+from mtmsd.inference import FrozenUNet, Stage
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
 
@@ -30,12 +36,12 @@ class FeatureConfig:
     """Decoder stages (output blocks) that are read, ascending (the paper: 0, 1, 2, 3, 5)."""
     noise_seed: int = 0
     """Seed of the noise tensor that all windows and timesteps share."""
-    batch: int = 16
-    """Windows x timesteps in one pass of the U-Net."""
+    batch: int | None = None
+    """Windows in one pass of the U-Net; absent: as many as keep a pass in the processor's cache."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the convolutions; bfloat16 pays where the processor has it."""
-    channels_last: bool = True
-    """Memory order of the maps: channels last is faster; off (with batch 1) sums in the reference's order."""
+    arithmetic: Literal["fast", "reference"] = "fast"
+    """The cheapest order of operations, or (to compare roundings) the published one, window by window."""
 
     def __post_init__(self) -> None:
         """Refuse empty or unordered lists."""
@@ -44,17 +50,28 @@ class FeatureConfig:
                 raise ValueError(
                     f"features.{name} must be ascending non-negative integers, found {list(values)}"
                 )
-        if self.batch < 1:
+        if self.batch is not None and self.batch < 1:
             raise ValueError(f"features.batch must be at least 1, found {self.batch}")
+        if self.arithmetic == "reference" and self.precision != "float32":
+            raise ValueError(
+                f"features.arithmetic: reference needs precision float32, found {self.precision}"
+            )
 
 
-class Features(NamedTuple):
-    """Features of N windows, float32."""
+class Readout(NamedTuple):
+    """What is kept of the features, and how it is scaled: (value - mean) x scale."""
 
-    centre_NPTD: Tensor
-    """Values at each pixel of the block."""
-    pooled_NTD: Tensor
-    """Spatial means over the window."""
+    centre: Sequence[int]
+    """Channels of the centre features, ascending."""
+    pooled: Sequence[int]
+    """Channels of the pooled features, ascending."""
+    mean_TK: Tensor
+    """Of the centre features."""
+    scale_TK: Tensor
+
+
+_CACHED_PIXELS = 9216
+"""Pixels of the windows in one pass: their maps should stay in the processor's cache."""
 
 
 def feature_width(unet: UNetConfig, stages: tuple[int, ...], size: int) -> int:
@@ -69,7 +86,7 @@ def interpolation_rows(side: int, patches: PatchConfig) -> Tensor:
     bilinear upsampling with align_corners off.
     """
     pixel = torch.arange(patches.before, patches.before + patches.stride, dtype=torch.float64)
-    source = ((pixel + 0.5) * side / patches.size - 0.5).clamp(min=0)
+    source = ((pixel + 0.5) * side / patches.side - 0.5).clamp(min=0)
     low = source.floor().long().clamp(max=side - 1)
     high = (low + 1).clamp(max=side - 1)
     weights = torch.zeros((patches.stride, side), dtype=torch.float64)
@@ -79,72 +96,158 @@ def interpolation_rows(side: int, patches: PatchConfig) -> Tensor:
     return weights.float()
 
 
+class Features:
+    """Features of N windows, float32: pooled ones, and the maps from which centre features are read."""
+
+    def __init__(
+        self, pooled_NTK: Tensor, maps_SNTHWC: Sequence[Tensor], weights_SPH: Sequence[Tensor]
+    ) -> None:
+        self.pooled_NTK = pooled_NTK
+        self._maps, self._weights = maps_SNTHWC, weights_SPH
+
+    def rows(self, window: int, first: int, last: int) -> Tensor:
+        """Centre features of a block's pixel rows first..last (excluded): (T, P, K)."""
+        parts = []
+        for maps_NTHWC, weights_PH in zip(self._maps, self._weights, strict=True):
+            maps, wanted = maps_NTHWC[window], weights_PH[first:last]
+            if _is_identity(weights_PH):
+                parts.append(maps[:, first:last].flatten(1, 2))
+                continue
+            touched = wanted.any(dim=0).nonzero()
+            near = slice(int(touched[0]), int(touched[-1]) + 1)
+            down = torch.matmul(wanted[:, near], maps[:, near].flatten(2))
+            down_TPWC = down.reshape(*down.shape[:2], *maps.shape[2:])
+            parts.append(torch.matmul(weights_PH, down_TPWC).flatten(1, 2))
+        return torch.cat(parts, dim=-1)
+
+    def at(self, window_n: Tensor, offset_n: Tensor) -> Tensor:
+        """Centre features of single pixels, by window and index in its block: (n, T, K)."""
+        parts = []
+        for maps_NTHWC, weights_PH in zip(self._maps, self._weights, strict=True):
+            stride = len(weights_PH)
+            row, column = offset_n // stride, offset_n % stride
+            low_P, high_P, share_P = _neighbours(weights_PH)
+            value = torch.zeros((), device=maps_NTHWC.device)
+            for y, weight_y in ((low_P[row], 1 - share_P[row]), (high_P[row], share_P[row])):
+                for x, weight_x in ((low_P[column], 1 - share_P[column]), (high_P[column], share_P[column])):
+                    value = value + maps_NTHWC[window_n, :, y, x] * (weight_y * weight_x)[:, None, None]
+            parts.append(value)
+        return torch.cat(parts, dim=-1)
+
+    @property
+    def centre_NPTK(self) -> Tensor:
+        """Centre features of all pixels of all windows: small blocks only."""
+        stride = len(self._weights[0])
+        blocks = [self.rows(i, 0, stride).transpose(0, 1) for i in range(len(self.pooled_NTK))]
+        return torch.stack(blocks) if blocks else self.pooled_NTK[:, None].expand(-1, stride**2, -1, -1)
+
+
 class Extractor:
     """Reads the features of windows; the same numbers for a window in whatever company it comes."""
 
-    def __init__(self, unet: UNet, schedule: Schedule, features: FeatureConfig, patches: PatchConfig) -> None:
+    def __init__(
+        self,
+        unet: UNet,
+        schedule: Schedule,
+        features: FeatureConfig,
+        patches: PatchConfig,
+        readout: Readout | None = None,
+    ) -> None:
         if features.timesteps[-1] >= schedule.steps:
             raise ValueError(
                 f"features.timesteps must be below diffusion.steps ({schedule.steps}), "
                 f"found {features.timesteps[-1]}"
             )
-        if features.stages[-1] >= unet.config.stages:
-            raise ValueError(
-                f"features.stages must be below {unet.config.stages}, found {list(features.stages)}"
-            )
-        self.features, self.patches = features, patches
+        unet.check_taps(features.stages)
         self.device = next(unet.parameters()).device
-        self.dtype = getattr(torch, features.precision)
-        self.layout = torch.channels_last if features.channels_last else torch.contiguous_format
-        self.unet = unet.prepare(self.dtype, self.layout)
-        self.timesteps = torch.tensor(features.timesteps, device=self.device)
-        self.noise = shared_noise(features.noise_seed, unet.components, patches.size).to(self.device)
-        self.signal_T = schedule.signal.to(self.device)[self.timesteps]
-        self.noise_T = schedule.noise.to(self.device)[self.timesteps]
-        self.rows = [
-            interpolation_rows(unet.config.stage_shape(stage, patches.size)[1], patches).to(self.device)
+        self._timesteps, self._stages, self._size = features.timesteps, features.stages, patches.side
+        self.batch = features.batch or max(1, _CACHED_PIXELS // patches.side**2)
+        self._plain = unet.eval() if features.arithmetic == "reference" else None
+        if self._plain is None:
+            dtype = getattr(torch, features.precision)
+            self._frozen = FrozenUNet(unet, features.timesteps, features.stages, dtype)
+        self.noise = shared_noise(features.noise_seed, unet.components, patches.side).to(self.device)
+        steps = torch.tensor(features.timesteps)
+        self._signal_T = schedule.signal[steps].to(self.device)
+        self._noise_T = schedule.noise[steps].to(self.device)
+        weights = [
+            interpolation_rows(unet.config.stage_shape(stage, patches.side)[1], patches)
             for stage in features.stages
         ]
-        self.width = feature_width(unet.config, features.stages, patches.size)
+        self._near = [_touched(w) for w in weights]
+        self._weights = [w[:, near].to(self.device) for w, near in zip(weights, self._near, strict=True)]
+        widths = [unet.config.stage_shape(stage, patches.side)[0] for stage in features.stages]
+        self._keep(widths, readout)
+
+    def _keep(self, widths: list[int], readout: Readout | None) -> None:
+        """Channels of each stage that are read, with their mean and scale."""
+        total = sum(widths)
+        steps = len(self._timesteps)
+        if readout is None:
+            everything = range(total)
+            readout = Readout(everything, everything, torch.zeros(steps, total), torch.ones(steps, total))
+        kept, ends = np.asarray(readout.centre), np.cumsum([0, *widths])
+        self._pooled = torch.as_tensor(list(readout.pooled), device=self.device)
+        self._mean, self._scale = readout.mean_TK.to(self.device), readout.scale_TK.to(self.device)
+        cuts = np.searchsorted(kept, ends)
+        self._slices = [slice(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
+        self._channels = [
+            torch.as_tensor(kept[part] - start, device=self.device)
+            for part, start in zip(self._slices, ends, strict=False)
+        ]
 
     @torch.inference_mode()
     def __call__(self, windows_NCWW: Tensor) -> Features:
-        """Features of clean windows (N, components, size, size), no data as 0.
+        """Features of clean windows (N, components, side, side), no data as 0.
 
-        Windows and timesteps pass the U-Net in batches of one fixed shape (the last one is filled
-        up), so that a window's features do not depend on its neighbours.
+        Windows pass the U-Net in batches of one fixed shape (the last one is filled up), so that a
+        window's features do not depend on its neighbours.
         """
-        n, t = len(windows_NCWW), len(self.timesteps)
-        pixels = self.patches.stride**2
-        centre = torch.empty((n, pixels, t, self.width), device=self.device)
-        pooled = torch.empty((n, t, self.width), device=self.device)
-        batch = self.features.batch
-        for start in range(0, n * t, batch):
-            sample = torch.arange(start, start + batch, device=self.device).clamp(max=n * t - 1)
-            window, step = sample // t, sample % t
-            x0 = windows_NCWW[window].to(self.device)
-            x_t = (
-                self.signal_T[step, None, None, None] * x0 + self.noise_T[step, None, None, None] * self.noise
+        n, steps = len(windows_NCWW), len(self._timesteps)
+        pooled = torch.empty((n, steps, len(self._pooled)), device=self.device)
+        maps = [
+            torch.empty(
+                (n, steps, near.stop - near.start, near.stop - near.start, len(channels)), device=self.device
             )
-            maps = self.unet.stages(
-                x_t.to(self.dtype).contiguous(memory_format=self.layout),
-                self.timesteps[step],
-                self.features.stages,
-            )
-            used = min(batch, n * t - start)
-            window, step = window[:used], step[:used]
-            at_pixel, mean = self._read([stage[:used] for stage in maps])
-            centre[window, :, step] = at_pixel
-            pooled[window, step] = mean
-        return Features(centre, pooled)
+            for near, channels in zip(self._near, self._channels, strict=True)
+        ]
+        for start in range(0, n, self.batch):
+            index = torch.arange(start, start + self.batch).clamp(max=n - 1)
+            x0, used = windows_NCWW[index].to(self.device), min(self.batch, n - start)
+            mine = slice(start, start + used)
+            for step in range(steps):
+                x_t = self._signal_T[step] * x0 + self._noise_T[step] * self.noise
+                stages = self._run(x_t, step)
+                mean = torch.cat([stage.mean() for stage in stages], dim=1)
+                pooled[mine, step] = mean[:used, self._pooled]
+                for s, stage in enumerate(stages):
+                    part = self._slices[s]
+                    near = stage.region(self._near[s].start, self._near[s].stop)[:used]
+                    value = near[..., self._channels[s]].float()
+                    value -= self._mean[step, part]
+                    value *= self._scale[step, part]
+                    maps[s][mine, step] = value
+        return Features(pooled, maps, self._weights)
 
-    def _read(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        centres, means = [], []
-        for stage, rows_PS in zip(maps, self.rows, strict=True):
-            touched = rows_PS.any(dim=0).nonzero().flatten()
-            near = slice(int(touched[0]), int(touched[-1]) + 1)
-            weights = rows_PS[:, near]
-            values = torch.einsum("ph,bchw,qw->bpqc", weights, stage[..., near, near].float(), weights)
-            centres.append(values.flatten(1, 2))
-            means.append(stage.mean(dim=(2, 3), dtype=torch.float32))
-        return torch.cat(centres, dim=-1), torch.cat(means, dim=-1)
+    def _run(self, x_t_NCHW: Tensor, step: int) -> list[Stage]:
+        if self._plain is None:
+            return self._frozen.stages(x_t_NCHW, step)
+        t = torch.full((1,), self._timesteps[step], device=self.device)
+        each = [self._plain.stages(x[None], t, self._stages) for x in x_t_NCHW]
+        return [Stage(torch.cat(maps).permute(0, 2, 3, 1), None) for maps in zip(*each, strict=True)]
+
+
+def _touched(weights_PH: Tensor) -> slice:
+    columns = weights_PH.any(dim=0).nonzero()
+    return slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _is_identity(weights_PH: Tensor) -> bool:
+    return weights_PH.shape[0] == weights_PH.shape[1] and bool((weights_PH.diagonal() == 1).all())
+
+
+def _neighbours(weights_PH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The two samples that each row reads, and the weight of the second."""
+    low = (weights_PH > 0).int().argmax(dim=1)
+    high = (low + 1).clamp(max=weights_PH.shape[1] - 1)
+    return low, high, 1 - weights_PH.gather(1, low[:, None])[:, 0]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 class FusionConfig:
     """The fusion of timesteps."""
 
-    hidden: int | None = None
-    """Width of z and F_t z; half of the kept channels when absent, as in the paper."""
+    hidden: int | None = 32
+    """Width of z and F_t z; null: half of the kept channels, as in the paper."""
 
     def __post_init__(self) -> None:
         """Refuse an empty bottleneck."""

@@ -70,7 +70,7 @@ class ClassMeans:
 
 @dataclass(frozen=True)
 class Selection:
-    """Channels that are kept, best first."""
+    """Channels that are kept, ascending."""
 
     centre: tuple[int, ...]
     pooled: tuple[int, ...]
@@ -118,10 +118,10 @@ def channel_scores(means_KTD: FloatArray, config: PurifyConfig) -> FloatArray:
 
 
 def select_channels(means_KTD: FloatArray, config: PurifyConfig) -> tuple[int, ...]:
-    """The round(keep x D) best channels, best first; ties go to the lower channel."""
+    """The round(keep x D) best channels, ascending; ties go to the lower channel."""
     scores = channel_scores(means_KTD, config)
     count = max(1, round(config.keep * len(scores)))
-    return tuple(np.argsort(-scores, kind="stable")[:count].tolist())
+    return tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))
 
 
 def select(means: Sequence[FloatArray], config: PurifyConfig) -> Selection:

@@ -90,7 +90,9 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
 
 def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
     """AdamW over all parameters."""
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
 
 
 class Averaged:

@@ -22,7 +22,9 @@ class PatchConfig:
     """How the scene is cut into windows."""
 
     size: int = 48
-    """Side of a window (patch), pixels."""
+    """Side of a pretraining patch, pixels."""
+    window: int | None = None
+    """Side of a window that features are read from, pixels; absent: the patch's."""
     stride: int = 4
     """Side of the block that one window answers for, pixels; 1 = a window for every pixel (exact)."""
     padding: Padding = "reflect"
@@ -32,18 +34,25 @@ class PatchConfig:
         """Refuse windows that cannot hold their block."""
         if self.size < 4:
             raise ValueError(f"patches.size must be at least 4 pixels, found {self.size}")
-        if not 1 <= self.stride <= self.size:
-            raise ValueError(f"patches.stride must lie in 1..patches.size ({self.size}), found {self.stride}")
+        if not 1 <= self.stride <= self.side:
+            raise ValueError(
+                f"patches.stride must lie in 1..{self.side}, the side of a window, found {self.stride}"
+            )
+
+    @property
+    def side(self) -> int:
+        """Side of a window, pixels."""
+        return self.window or self.size
 
     @property
     def before(self) -> int:
         """Pixels of a window above (left of) its block."""
-        return (self.size - self.stride + 1) // 2
+        return (self.side - self.stride + 1) // 2
 
     @property
     def after(self) -> int:
         """Pixels of a window below (right of) its block."""
-        return self.size - self.stride - self.before
+        return self.side - self.stride - self.before
 
 
 def block_origins(y: IntArray, x: IntArray, patches: PatchConfig) -> tuple[IntArray, IntArray]:
@@ -103,15 +112,15 @@ def windows_of_tile(tile_CHW: NDArray[np.float32], patches: PatchConfig) -> NDAr
         ValueError: The tile does not hold whole blocks.
     """
     channels, height, width = tile_CHW.shape
-    extra = patches.size - patches.stride
+    extra = patches.side - patches.stride
     if (height - extra) % patches.stride or (width - extra) % patches.stride:
         raise ValueError(
             f"a tile of whole {patches.stride}-pixel blocks plus a halo of {extra} was expected, "
             f"found {height} x {width}"
         )
-    view = np.lib.stride_tricks.sliding_window_view(tile_CHW, (patches.size, patches.size), (1, 2))
+    view = np.lib.stride_tricks.sliding_window_view(tile_CHW, (patches.side, patches.side), (1, 2))
     blocks = view[:, :: patches.stride, :: patches.stride].transpose(1, 2, 0, 3, 4)
-    return blocks.copy().reshape(-1, channels, patches.size, patches.size)
+    return blocks.copy().reshape(-1, channels, patches.side, patches.side)
 
 
 def blocks_to_tile(blocks_NPP: NDArray[np.generic], columns: int) -> NDArray[np.generic]:

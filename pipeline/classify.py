@@ -186,7 +186,7 @@ def _metrics(
         {"train_fraction": protocol.train_fraction} if protocol.train_per_class is None
         else {"train_per_class": protocol.train_per_class}
     )  # fmt: skip
-    size = config.patches.size
+    size = config.patches.side
     return {
         "split": shown | share,
         "n_train": int((split == TRAIN).sum()), "n_test": int((split == TEST).sum()),

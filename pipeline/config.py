@@ -26,6 +26,8 @@ from mtmsd.unet import UNetConfig
 from mtmsd.windows import PatchConfig
 from pipeline.errors import UserError
 
+_TILE = 144
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,9 +36,10 @@ class _Section(BaseModel):
 class MapConfig(_Section):
     """The map and its unit of work."""
 
-    tile: int = Field(default=96, ge=1)
-    """Side of a tile, pixels: one row of the dataset, one chunk of the map; a multiple of patches.stride."""
-    pixels: int = Field(default=4096, ge=1)
+    tile: int | None = Field(default=None, ge=1)
+    """Side of a tile, pixels: one row of the dataset, one chunk of the map; a multiple of
+    patches.stride. Absent: the multiple nearest to 144."""
+    pixels: int = Field(default=256, ge=1)
     """Pixels that the ensemble classifies at once."""
 
 
@@ -75,11 +78,12 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        if self.patches.size % self.unet.downsampling:
-            raise ValueError(
-                f"patches.size must be a multiple of {self.unet.downsampling} (unet.multipliers has "
-                f"{len(self.unet.multipliers)} levels), found {self.patches.size}"
-            )
+        for name, side in (("size", self.patches.size), ("window", self.patches.side)):
+            if side % self.unet.downsampling:
+                raise ValueError(
+                    f"patches.{name} must be a multiple of {self.unet.downsampling} (unet.multipliers has "
+                    f"{len(self.unet.multipliers)} levels), found {side}"
+                )
         if self.features.stages[-1] >= self.unet.stages:
             raise ValueError(
                 f"features.stages must be below {self.unet.stages}, the decoder stages of unet, "
@@ -90,10 +94,9 @@ class Config(_Section):
                 f"features.timesteps must be below diffusion.steps ({self.diffusion.steps}), "
                 f"found {self.features.timesteps[-1]}"
             )
-        if self.map.tile % self.patches.stride:
+        if self.tile % self.patches.stride:
             raise ValueError(
-                f"map.tile must be a multiple of patches.stride ({self.patches.stride}), "
-                f"found {self.map.tile}"
+                f"map.tile must be a multiple of patches.stride ({self.patches.stride}), found {self.tile}"
             )
         if self.pretrain.batch % self.cluster.train_workers:
             raise ValueError(
@@ -103,9 +106,15 @@ class Config(_Section):
         return self
 
     @property
+    def tile(self) -> int:
+        """Side of a tile of the map, pixels."""
+        stride = self.patches.stride
+        return self.map.tile or max(1, round(_TILE / stride)) * stride
+
+    @property
     def kept_channels(self) -> int:
         """Channels that purification keeps of each kind of feature."""
-        width = feature_width(self.unet, self.features.stages, self.patches.size)
+        width = feature_width(self.unet, self.features.stages, self.patches.side)
         return max(1, round(self.purify.keep * width))
 
 

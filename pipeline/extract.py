@@ -4,10 +4,10 @@ Two passes over windows: the first sums class means over the training pixels alo
 channels; the second keeps the chosen channels of all training and test pixels.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import ray.data
 import torch
 import zarr
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from pipeline.scene import Scene
 from pipeline.trained import make_extractor
 from pipeline.units import ChunkSink, Region, UnitSource, in_order, read_units, write_units
 
+KINDS = ("centre", "pooled")
+
 
 def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     """Write ``classifier/selection.json`` and ``features.zarr``; returns what was measured.
@@ -37,27 +39,31 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     train = split == TRAIN
     shares = share_out(config.cluster)
     codes = np.unique(label)
-    groups = -(-len(y) // GROUP)
-    first = 0 if folder.selection.exists() else -(-int(train.sum()) // GROUP)
-    with metered("extract", groups + first, "groups") as (meter, record):
+    reduced = Reduced(str(folder.reduced))
+    learning = WindowReader.plan(reduced, config.patches, y[train], x[train])
+    reader = WindowReader.plan(reduced, config.patches, y, x)
+    first = 0 if folder.selection.exists() else len(learning)
+    with metered("extract", len(reader) + first, "groups") as (meter, record):
         if first:
             position = np.searchsorted(codes, label[train])
-            selection = _choose(config, folder, shares, (y[train], x[train], position), meter)
+            selection = _choose(config, folder, shares, learning, position, meter)
             folder.classifier.mkdir(exist_ok=True)
             classes = [row for row in _class_rows(scene) if row[0] in codes]
             stored = {"codes": codes.tolist(), "classes": classes} | selection.as_json()
             write_json(folder.selection, stored)
         selection = Selection.from_json(read_json(folder.selection))
         _create(config, folder, (y, x, label, split), selection)
-        todo = folder.todo("extract", range(groups))
-        meter.add.remote(groups - len(todo), 0, 0, 0, 0)
+        todo = folder.todo("extract", range(len(reader)))
+        meter.add.remote(len(reader) - len(todo), 0, 0, 0, 0)
         if todo:
-            windows = _windows("extract: windows", config, folder, (y, x), todo)
-            features = shares.through_actors(
-                windows, len(todo), _FeatureActor, (config, folder, shares.gpu, selection)
+            source = UnitSource("extract: windows", todo, reader, reader.row_bytes)
+            rows = shares.through_actors(
+                read_units(source), len(todo), _FeatureActor,
+                (config, folder, shares.gpu, selection, reader.starts),
+            )  # fmt: skip
+            write_units(
+                rows, ChunkSink("extract: marks", folder.features, _nothing, folder.markers("extract"), meter)
             )
-            regions, markers = _Regions(len(y)), folder.markers("extract")
-            write_units(features, ChunkSink("features.zarr", folder.features, regions, markers, meter))
         return record()
 
 
@@ -66,23 +72,29 @@ def _class_rows(scene: Scene) -> list[tuple[int, str, str]]:
     return list(zip(table.codes, table.names, table.colors, strict=True)) if table else []
 
 
-class _Reader:
-    """Features of the pixels of one group: (pixel, timestep, channel), centre and pooled."""
+class _Pixels:
+    """Features of a unit's pixels, a few at a time and in their order."""
 
-    def __init__(self, config: Config, folder: RunFolder, gpu: bool) -> None:
+    def __init__(self, config: Config, folder: RunFolder, gpu: bool, selection: Selection | None) -> None:
         torch.set_num_threads(config.cluster.threads)
-        self._extract = make_extractor(config, folder, gpu)
+        self._extract = make_extractor(config, folder, gpu, selection)
 
-    def __call__(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        count, pixels = int(batch["count"][0]), int(batch["pixels"][0])
+    def __call__(self, batch: dict[str, Any]) -> Iterator[tuple[slice, NDArray[Any], NDArray[Any]]]:
+        """(place among the unit's pixels, centre, pooled), (pixel, timestep, channel) each."""
+        count, pixels, at_once = int(batch["count"][0]), int(batch["pixels"][0]), self._extract.batch
         windows = torch.from_numpy(np.nan_to_num(batch["windows"][0][:count]))
         window, offset = (torch.tensor(batch[key][0][:pixels]) for key in ("window", "offset"))
-        features = self._extract(windows)
-        return features.centre_NPTD[window, offset].cpu(), features.pooled_NTD[window].cpu()
+        for start in range(0, count, at_once):
+            features = self._extract(windows[start : start + at_once])
+            first, last = np.searchsorted(window, [start, start + at_once])
+            for place in range(first, last, GROUP):
+                mine = slice(place, min(place + GROUP, last))
+                centre = features.at(window[mine] - start, offset[mine])
+                yield mine, centre.cpu().numpy(), features.pooled_NTK[window[mine] - start].cpu().numpy()
 
 
 class _MeansActor:
-    """Groups of training pixels -> sums by class."""
+    """Pixels of a unit -> sums by class."""
 
     def __init__(
         self,
@@ -90,82 +102,84 @@ class _MeansActor:
         folder: RunFolder,
         gpu: bool,
         position: NDArray[np.int64],
-        classes: int,
+        starts: NDArray[np.int64],
     ) -> None:
-        self._read, self._position, self._classes = _Reader(config, folder, gpu), position, classes
+        self._pixels = _Pixels(config, folder, gpu, None)
+        self._position, self._starts = position, starts
+        width = feature_width(config.unet, config.features.stages, config.patches.side)
+        self._shape = int(position.max()) + 1, len(config.features.timesteps), width
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        unit = int(batch["unit"][0])
-        label = self._position[unit * GROUP : (unit + 1) * GROUP]
+        means = [ClassMeans(*self._shape) for _ in range(2)]
+        label = self._position[self._starts[int(batch["unit"][0])] :]
+        for mine, *features in self._pixels(batch):
+            for kind, values in zip(means, features, strict=True):
+                kind.update(values, label[mine])
         row: dict[str, Any] = {"unit": batch["unit"], "bytes_read": batch["bytes_read"]}
-        for name, features in zip(("centre", "pooled"), self._read(batch), strict=True):
-            means = ClassMeans(self._classes, *features.shape[1:])
-            means.update(features.numpy(), label)
-            row |= {name: means.sum_KTD[None], "count": means.count_K[None]}
-        return row | {"peak_rss": np.array([peak_rss()])}
+        row |= {name: kind.sum_KTD[None] for name, kind in zip(KINDS, means, strict=True)}
+        return row | {"count": means[0].count_K[None], "peak_rss": np.array([peak_rss()])}
 
 
 class _FeatureActor:
-    """Groups of pixels -> their purified features."""
+    """Pixels of a unit -> their purified features, written here: they never travel."""
 
-    def __init__(self, config: Config, folder: RunFolder, gpu: bool, selection: Selection) -> None:
-        self._read, self._selection = _Reader(config, folder, gpu), selection
+    def __init__(
+        self, config: Config, folder: RunFolder, gpu: bool, selection: Selection, starts: NDArray[np.int64]
+    ) -> None:
+        self._pixels, self._starts, self._path = (
+            _Pixels(config, folder, gpu, selection),
+            starts,
+            folder.features,
+        )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        row = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
-        kinds = zip(("centre", "pooled"), self._read(batch), strict=True)
-        for name, features in kinds:
-            kept = features[:, :, list(getattr(self._selection, name))].numpy()
-            row[name] = np.zeros((1, GROUP, *kept.shape[1:]), np.float32)
-            row[name][0, : len(kept)] = kept
-        return row | {"peak_rss": np.array([peak_rss()])}
-
-
-def _windows(
-    name: str,
-    config: Config,
-    folder: RunFolder,
-    at: tuple[NDArray[np.int64], NDArray[np.int64]],
-    units: list[int],
-) -> ray.data.Dataset:
-    reduced = Reduced(str(folder.reduced))
-    reader = WindowReader(reduced, config.patches, *at, GROUP)
-    row_bytes = GROUP * reduced.shape[0] * config.patches.size**2 * 4
-    return read_units(UnitSource(name, units, reader, row_bytes))
+        group: Any = zarr.open_group(self._path, mode="r+", use_consolidated=False)
+        start, pixels = int(self._starts[int(batch["unit"][0])]), int(batch["pixels"][0])
+        held: dict[str, NDArray[np.float32]] = {
+            name: np.empty((GROUP, *group[name].shape[1:]), np.float32) for name in KINDS
+        }
+        for mine, *features in self._pixels(batch):
+            for done in range(mine.start, mine.stop):
+                for name, values in zip(KINDS, features, strict=True):
+                    held[name][done % GROUP] = values[done - mine.start]
+                if done % GROUP == GROUP - 1 or done == pixels - 1:
+                    first = done // GROUP * GROUP
+                    for name in KINDS:
+                        group[name][start + first : start + done + 1] = held[name][: done + 1 - first]
+        written = pixels * sum(values[0].nbytes for values in held.values())
+        carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
+        return carried | {"written": np.array([written]), "peak_rss": np.array([peak_rss()])}
 
 
 def _choose(
     config: Config,
     folder: RunFolder,
     shares: Shares,
-    train: tuple[NDArray[np.int64], ...],
+    learning: WindowReader,
+    position: NDArray[np.int64],
     meter: Any,
 ) -> Selection:
-    """Channels to keep, from the class means of the training pixels (y, x, class position)."""
-    y, x, position = train
-    classes = int(position.max()) + 1
-    units = list(range(-(-len(y) // GROUP)))
-    windows = _windows("extract: training windows", config, folder, (y, x), units)
+    """Channels to keep, from the class means of the training pixels."""
+    units = range(len(learning))
+    source = UnitSource("extract: training windows", units, learning, learning.row_bytes)
     rows = shares.through_actors(
-        windows, len(units), _MeansActor, (config, folder, shares.gpu, position, classes)
-    )
-    width = feature_width(config.unet, config.features.stages, config.patches.size)
-    kinds = [ClassMeans(classes, len(config.features.timesteps), width) for _ in range(2)]
+        read_units(source), len(units), _MeansActor,
+        (config, folder, shares.gpu, position, learning.starts),
+    )  # fmt: skip
+    width = feature_width(config.unet, config.features.stages, config.patches.side)
+    shape = int(position.max()) + 1, len(config.features.timesteps), width
+    means = [ClassMeans(*shape) for _ in KINDS]
     for row in in_order(rows.iter_rows()):
-        for means, name in zip(kinds, ("centre", "pooled"), strict=True):
-            means.sum_KTD += row[name]
-            means.count_K += row["count"]
+        for name, kind in zip(KINDS, means, strict=True):
+            kind.sum_KTD += row[name]
+            kind.count_K += row["count"]
         meter.add.remote(1, 0, int(row["bytes_read"]), 0, int(row["peak_rss"]))
-    return select([means.finish() for means in kinds], config.purify)
+    return select([kind.finish() for kind in means], config.purify)
 
 
-class _Regions:
-    def __init__(self, pixels: int) -> None:
-        self._pixels = pixels
-
-    def __call__(self, unit: int) -> dict[str, Region]:
-        rows = slice(unit * GROUP, min((unit + 1) * GROUP, self._pixels))
-        return {"centre": (rows,), "pooled": (rows,)}
+def _nothing(unit: int) -> dict[str, Region]:
+    """The actor has written its unit; only the marker remains."""
+    return {}
 
 
 def _create(
@@ -179,7 +193,7 @@ def _create(
         group.create_array(name, data=values.astype(np.int64), dimension_names=("pixel",))
     group["split"].attrs.update(flag_values=[TRAIN, TEST, UNUSED], flag_meanings="train test unused")
     timesteps = len(config.features.timesteps)
-    for name in ("centre", "pooled"):
+    for name in KINDS:
         channels = len(getattr(selection, name))
         group.create_array(
             name, shape=(len(pixels[0]), timesteps, channels), chunks=(GROUP, timesteps, channels),

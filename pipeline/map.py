@@ -4,6 +4,7 @@ One row is one tile of the map with its halo. One actor takes it through windows
 purification, fusion and the ensemble; only the finished tile leaves the actor.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
+from mtmsd.classifier import Prediction
+from mtmsd.features import Features
 from mtmsd.purify import Selection
 from mtmsd.windows import blocks_to_tile, windows_of_tile
 from pipeline.artifacts import RunFolder, read_json
@@ -29,26 +32,31 @@ ARRAYS = ("class", "confidence", "entropy")
 
 def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     """Write ``map.zarr``, ``map.tif`` and ``confidence.tif``; returns what was measured."""
-    grid = TileGrid(scene.height, scene.width, config.map.tile)
+    grid = TileGrid(scene.height, scene.width, config.tile)
     shares = share_out(config.cluster)
     reduced = Reduced(str(folder.reduced))
     with metered("map", len(grid), "tiles") as (meter, record):
-        _create(folder, scene, grid)
+        create(folder, scene, grid)
         todo = folder.todo("map", range(len(grid)))
         meter.add.remote(len(grid) - len(todo), 0, 0, 0, 0)
         if todo:
-            side = grid.side + config.patches.size - config.patches.stride
+            side = grid.side + config.patches.side - config.patches.stride
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
             tiles = shares.through_actors(
-                read_units(source), len(todo), _MapActor, (config, folder, shares.gpu)
+                read_units(source), len(todo), MapActor, (config, folder, shares.gpu)
             )
             sink = ChunkSink("map.zarr", folder.map, _Regions(grid), folder.markers("map"), meter)
             write_units(tiles, sink)
-        write_overviews(folder.map, scene)
-        write_cogs(folder.map, scene, folder.path)
-        preview(folder.map, folder.path / "map_preview.png")
+        finish(folder, scene)
         return record()
+
+
+def finish(folder: RunFolder, scene: Scene) -> None:
+    """Write what is made from the finished map: overviews, GeoTIFFs, the preview."""
+    write_overviews(folder.map, scene)
+    write_cogs(folder.map, scene, folder.path)
+    preview(folder.map, folder.path / "map_preview.png")
 
 
 class _Regions:
@@ -60,22 +68,20 @@ class _Regions:
         return {name: (slice(y0, y1), slice(x0, x1)) for name in ARRAYS}
 
 
-class _MapActor:
+class MapActor:
     """A tile of the reduced cube -> a tile of the map."""
 
     def __init__(self, config: Config, folder: RunFolder, gpu: bool) -> None:
         torch.set_num_threads(config.cluster.threads)
         self._config = config
-        self._extract = make_extractor(config, folder, gpu)
         self._ensemble = load_ensemble(config, folder, gpu)
         stored = read_json(folder.selection)
         self._codes = np.asarray(stored["codes"])
-        selection = Selection.from_json(stored)
-        self._centre, self._pooled = list(selection.centre), list(selection.pooled)
+        self._extract = make_extractor(config, folder, gpu, Selection.from_json(stored), self._ensemble)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Classify one tile."""
-        patches, side = self._config.patches, self._config.map.tile
+        patches, side = self._config.patches, self._config.tile
         cube = batch["cube"][0]
         blocks = [blocks_to_tile(part, side)[None] for part in self._blocks(windows_of_tile(cube, patches))]
         row = dict(zip(ARRAYS, blocks, strict=True))
@@ -93,22 +99,34 @@ class _MapActor:
             *(np.full((2, *shape), np.nan, np.float32)),
         )
         wanted = np.flatnonzero(valid.any(axis=(1, 2)))
-        step = max(1, self._config.map.pixels // stride**2)
-        for start in range(0, len(wanted), step):
-            mine = wanted[start : start + step]
+        for start in range(0, len(wanted), self._extract.batch):
+            mine = wanted[start : start + self._extract.batch]
             features = self._extract(torch.from_numpy(np.nan_to_num(windows_NCWW[mine])))
-            centre = features.centre_NPTD[..., self._centre].flatten(0, 1)
-            pooled = features.pooled_NTD[..., self._pooled].repeat_interleave(stride**2, dim=0)
-            answer = self._ensemble(centre, pooled)
-            size = (len(mine), stride, stride)
-            code[mine] = self._codes[answer.position_N.cpu().numpy()].reshape(size)
-            confidence[mine] = answer.confidence_N.cpu().numpy().reshape(size)
-            entropy[mine] = answer.entropy_N.cpu().numpy().reshape(size)
+            votes = self._ensemble.window_votes(features.pooled_NTK)
+            for i, window in enumerate(mine):
+                for rows, answer in self.answers(features, votes, i):
+                    size = (rows.stop - rows.start, stride)
+                    code[window, rows] = self._codes[answer.position_N.cpu().numpy()].reshape(size)
+                    confidence[window, rows] = answer.confidence_N.cpu().numpy().reshape(size)
+                    entropy[window, rows] = answer.entropy_N.cpu().numpy().reshape(size)
         confidence[~valid], entropy[~valid] = np.nan, np.nan
         return np.where(valid, code, 0), confidence, entropy
 
+    @torch.inference_mode()
+    def answers(
+        self, features: Features, votes_MTNK: torch.Tensor, window: int
+    ) -> Iterator[tuple[slice, Prediction]]:
+        """Predictions of a window's block, as many rows at once as ``map.pixels`` allows."""
+        stride = self._config.patches.stride
+        step = max(1, self._config.map.pixels // stride)
+        for first in range(0, stride, step):
+            last = min(first + step, stride)
+            centre = features.rows(window, first, last)
+            yield slice(first, last), self._ensemble.classify(centre, votes_MTNK[:, :, window : window + 1])
 
-def _create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
+
+def create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
+    """Lay out ``map.zarr``, empty, unless it is there."""
     if folder.map.exists():
         return
     partial = folder.map.with_name("map.zarr.partial")

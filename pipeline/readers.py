@@ -17,7 +17,9 @@ from pipeline.scene import Scene
 from pipeline.units import Row, TileGrid
 
 GROUP = 128
-"""Labelled pixels in a unit of work, and in a chunk of features.zarr."""
+"""Labelled pixels in a chunk of features.zarr; a unit of work holds whole chunks."""
+_UNIT_PIXELS = 1 << 17
+"""Pixels of the windows of a unit, about."""
 _CHUNKS_KEPT = 64
 
 
@@ -102,27 +104,60 @@ class TileReader:
 
 @dataclass(frozen=True)
 class WindowReader:
-    """Unit = group of pixels: the distinct ``windows`` that see them, and which pixel lies where.
+    """Unit = run of pixels, ordered by window: the ``windows`` that see them, and which pixel lies where.
 
-    ``window`` and ``offset`` tell each pixel's window and its index in that window's block; both are
-    padded to ``group`` with -1, and windows to ``group`` with zeros.
+    ``window`` and ``offset`` tell each pixel's window and its index in that window's block. All three are
+    padded to the largest unit, so that rows have one shape.
     """
 
     reduced: Reduced
     patches: PatchConfig
     y: NDArray[np.int64]
     x: NDArray[np.int64]
-    group: int
+    starts: NDArray[np.int64]
+    """First pixel of each unit, and the number of pixels."""
+    most: tuple[int, int]
+    """Pixels and windows of the largest unit."""
+
+    @staticmethod
+    def plan(
+        reduced: Reduced, patches: PatchConfig, y: NDArray[np.int64], x: NDArray[np.int64]
+    ) -> "WindowReader":
+        """Cut pixels into units of whole chunks (``GROUP`` pixels) that share at most a few windows.
+
+        A window whose pixels lie in two units is computed for both.
+        """
+        stride = patches.stride
+        fresh = np.ones(len(y), bool)
+        fresh[1:] = (np.diff(y // stride) != 0) | (np.diff(x // stride) != 0)
+        number = np.cumsum(fresh) - 1
+        limit = max(8, _UNIT_PIXELS // patches.side**2)
+        starts, most_pixels, most_windows = [0], 0, 0
+        for first in range(0, len(y), GROUP):
+            last = min(first + GROUP, len(y)) - 1
+            if number[last] - number[starts[-1]] >= limit and first > starts[-1]:
+                starts.append(first)
+            most_pixels = max(most_pixels, last + 1 - starts[-1])
+            most_windows = max(most_windows, int(number[last] - number[starts[-1]]) + 1)
+        return WindowReader(reduced, patches, y, x, np.array([*starts, len(y)]), (most_pixels, most_windows))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.most[1] * self.reduced.shape[0] * self.patches.side**2 * 4 + self.most[0] * 16
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
 
     def __call__(self, unit: int) -> Row:
-        """Read the windows of pixels unit * group .. (unit + 1) * group."""
-        mine = slice(unit * self.group, (unit + 1) * self.group)
-        y, x, stride, size = self.y[mine], self.x[mine], self.patches.stride, self.patches.size
+        """Read the windows of a unit's pixels."""
+        mine = slice(self.starts[unit], self.starts[unit + 1])
+        y, x, stride, side = self.y[mine], self.x[mine], self.patches.stride, self.patches.side
         blocks, window = np.unique(np.stack([y // stride, x // stride]), axis=1, return_inverse=True)
-        windows = np.zeros((self.group, self.reduced.shape[0], size, size), np.float32)
+        windows = np.zeros((self.most[1], self.reduced.shape[0], side, side), np.float32)
         for i, (row, column) in enumerate(blocks.T * stride - self.patches.before):
-            windows[i] = self.reduced.window(row, row + size, column, column + size, self.patches)
-        positions = np.full((2, self.group), -1, np.int64)
+            windows[i] = self.reduced.window(row, row + side, column, column + side, self.patches)
+        positions = np.full((2, self.most[0]), -1, np.int64)
         positions[0, : len(y)] = window
         positions[1, : len(y)] = y % stride * stride + x % stride
         return {

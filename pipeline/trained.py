@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mtmsd.classifier import Ensemble, Head
 from mtmsd.diffusion import Schedule
-from mtmsd.features import Extractor
+from mtmsd.features import Extractor, Readout
+from mtmsd.purify import Selection
 from mtmsd.unet import UNet
 from pipeline.artifacts import RunFolder
 from pipeline.config import Config
@@ -24,10 +26,26 @@ def load_unet(path: Path) -> UNet:
     return unet
 
 
-def make_extractor(config: Config, folder: RunFolder, gpu: bool) -> Extractor:
-    """The extractor with the run's trained U-Net."""
+def make_extractor(
+    config: Config,
+    folder: RunFolder,
+    gpu: bool,
+    selection: Selection | None,
+    ensemble: Ensemble | None = None,
+) -> Extractor:
+    """The extractor with the run's trained U-Net.
+
+    With a selection it gives the purified features; with an ensemble, standardised as that expects.
+    """
     unet = load_unet(folder.unet).to("cuda" if gpu else "cpu")
-    return Extractor(unet, Schedule(config.diffusion), config.features, config.patches)
+    readout = None
+    if selection is not None:
+        shape = len(config.features.timesteps), len(selection.centre)
+        mean, scale = torch.zeros(shape), torch.ones(shape)
+        if ensemble is not None:
+            mean, scale = ensemble.mean_2TK[0], ensemble.scale_2TK[0]
+        readout = Readout(selection.centre, selection.pooled, mean, scale)
+    return Extractor(unet, Schedule(config.diffusion), config.features, config.patches, readout)
 
 
 def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
@@ -39,5 +57,5 @@ def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
             shape = json.loads(file.metadata()["shape"])
         head = Head(config.classifier, config.fusion, *shape)
         head.load_state_dict(load_file(path))
-        heads.append(head)
-    return Ensemble(heads, config.classifier.vote).to("cuda" if gpu else "cpu")
+        heads.append(head.eval().to("cuda" if gpu else "cpu"))
+    return Ensemble(heads, config.classifier.vote)

@@ -120,7 +120,7 @@ class ChunkSink(Datasink[None]):
         row: Row
         for block in blocks:
             for row in BlockAccessor.for_block(block).iter_rows(public_row_format=False):
-                unit, written = int(row["unit"]), 0
+                unit, written = int(row["unit"]), int(row.get("written", 0))
                 for name, region in self._regions(unit).items():
                     values: NDArray[Any] = np.asarray(row[name])[tuple(_extent(part) for part in region)]
                     group[name][region] = values

@@ -18,5 +18,5 @@ def test_plain_way_agrees_with_exact_mode() -> None:
     schedule, patches = Schedule(DiffusionConfig()), torch.randn(3, 3, 16, 16)
     centre, pooled = plain_features(unet, schedule, features, patches)
     fast = Extractor(unet, schedule, features, PatchConfig(size=16, stride=1))(patches)
-    for plain, quick in ((centre, fast.centre_NPTD[:, 0]), (pooled, fast.pooled_NTD)):
+    for plain, quick in ((centre, fast.centre_NPTK[:, 0]), (pooled, fast.pooled_NTK)):
         assert torch.linalg.norm(plain - quick) / torch.linalg.norm(plain) < 1e-4

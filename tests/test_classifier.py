@@ -33,8 +33,9 @@ def toy(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def trained(config: ClassifierConfig, data: tuple[Tensor, Tensor, Tensor], *, seed: int = 1,
-            member: int = 0) -> tuple[Head, list[dict[str, float]]]:  # fmt: skip
-    return train_member(config, FusionConfig(), *data, CLASSES, seed=seed, member=member)
+            member: int = 0, fusion: FusionConfig | None = None,
+            ) -> tuple[Head, list[dict[str, float]]]:  # fmt: skip
+    return train_member(config, fusion or FusionConfig(), *data, CLASSES, seed=seed, member=member)
 
 
 def same(a: Head, b: Head) -> bool:
@@ -173,10 +174,34 @@ def test_an_ensemble_combines_its_members() -> None:
     found = Ensemble(members, "majority")(data[0], data[1])
     logits = torch.stack([member(data[0], data[1]) for member in members])
     expected = combine(logits.softmax(dim=-1), "majority")
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
+    assert torch.equal(found.position_N, expected.position_N)
+    for a, b in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert found.position_N.shape == found.confidence_N.shape == found.entropy_N.shape == (60,)
     assert not any(value.requires_grad for value in found)
+
+
+@pytest.mark.parametrize("hidden", [None, 3])
+def test_pixels_of_one_window_share_its_votes(hidden: int | None) -> None:
+    centre, pooled, *_ = data = toy(60)
+    config = FusionConfig(hidden=hidden)
+    members = [trained(replace(QUICK, epochs=1), data, member=i, fusion=config)[0] for i in range(3)]
+    ensemble = Ensemble(members, "mean")
+    shared = pooled[:1].expand(9, -1, -1)
+    expected = ensemble(centre[:9], shared)
+    scaled = (centre[:9] - ensemble.mean_2TK[0]) * ensemble.scale_2TK[0]
+    found = ensemble.classify(scaled.transpose(0, 1), ensemble.window_votes(pooled[:1]))
+    assert torch.equal(found.position_N, expected.position_N)
+    torch.testing.assert_close(found.confidence_N, expected.confidence_N, rtol=1e-5, atol=1e-6)
+    logits = torch.stack([member(centre[:9], shared) for member in members]).detach()
+    alone = combine(logits.softmax(dim=-1), "mean")
+    torch.testing.assert_close(found.entropy_N, alone.entropy_N, rtol=1e-4, atol=1e-5)
+
+
+def test_members_of_other_features_are_refused() -> None:
+    members = [trained(replace(QUICK, epochs=1), toy(60, seed=seed), member=0)[0] for seed in (0, 1)]
+    with pytest.raises(ValueError, match="share the mean and scale"):
+        Ensemble(members, "mean")
 
 
 def test_an_ensemble_answers_pixels_one_by_one_as_together() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mtmsd.diffusion import DiffusionConfig, Schedule, shared_noise
-from mtmsd.features import Extractor, FeatureConfig, Features, feature_width, interpolation_rows
+from mtmsd.features import Extractor, FeatureConfig, Features, Readout, feature_width, interpolation_rows
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
 from tests import reference
@@ -28,17 +28,18 @@ def windows_of(n: int, size: int) -> Tensor:
     return torch.randn((n, COMPONENTS, size, size), generator=torch.Generator().manual_seed(4))
 
 
-def extractor(patches: PatchConfig, *, batch: int = 4, channels_last: bool = True,
+def extractor(patches: PatchConfig, *, batch: int = 4, arithmetic: str = "fast",
               precision: str = "float32") -> Extractor:  # fmt: skip
     config = FeatureConfig(
-        timesteps=TIMESTEPS, stages=STAGES, noise_seed=2, batch=batch, channels_last=channels_last,
+        timesteps=TIMESTEPS, stages=STAGES, noise_seed=2, batch=batch, arithmetic=arithmetic,
         precision=precision,  # type: ignore[arg-type]
     )  # fmt: skip
     return Extractor(build(), SCHEDULE, config, patches)
 
 
 def assert_close(found: Features, expected: Features, tolerance: float) -> None:
-    for a, b in zip(found, expected, strict=True):
+    pairs = (found.centre_NPTK, expected.centre_NPTK), (found.pooled_NTK, expected.pooled_NTK)
+    for a, b in pairs:
         assert a.shape == b.shape
         assert reference.relative_error(a, b) < tolerance
 
@@ -49,36 +50,36 @@ def test_features_are_those_of_upsampled_maps(size: int, stride: int) -> None:
     read, windows = extractor(patches), windows_of(2, size)
     block = slice(patches.before, patches.before + stride)
     noise = shared_noise(2, COMPONENTS, size)
-    centre, pooled = reference.features(read.unet.state_dict(), windows, noise, TIMESTEPS, STAGES, block)
+    centre, pooled = reference.features(build().state_dict(), windows, noise, TIMESTEPS, STAGES, block)
     found = read(windows)
-    assert found.centre_NPTD.shape == (2, stride**2, len(TIMESTEPS), read.width)
-    assert reference.relative_error(found.centre_NPTD, centre) < 2e-5
-    assert reference.relative_error(found.pooled_NTD, pooled) < 2e-5
-    assert found.centre_NPTD.dtype == found.pooled_NTD.dtype == torch.float32
+    assert found.centre_NPTK.shape == (2, stride**2, len(TIMESTEPS), 64 + 64 + 64 + 32)
+    assert reference.relative_error(found.centre_NPTK, centre) < 2e-5
+    assert reference.relative_error(found.pooled_NTK, pooled) < 2e-5
+    assert found.centre_NPTK.dtype == found.pooled_NTK.dtype == torch.float32
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("arithmetic", ["fast", "reference"])
 @pytest.mark.parametrize("batch", [4, 5])
-def test_a_window_alone_or_in_company_gives_the_same_bits(batch: int, channels_last: bool) -> None:
+def test_a_window_alone_or_in_company_gives_the_same_bits(batch: int, arithmetic: str) -> None:
     patches = PatchConfig(size=16, stride=2)
-    read, windows = extractor(patches, batch=batch, channels_last=channels_last), windows_of(7, 16)
+    read, windows = extractor(patches, batch=batch, arithmetic=arithmetic), windows_of(7, 16)
     together = read(windows)
     backwards = read(windows.flip(0))
-    assert torch.equal(together.centre_NPTD, backwards.centre_NPTD.flip(0))
-    assert torch.equal(together.pooled_NTD, backwards.pooled_NTD.flip(0))
+    assert torch.equal(together.centre_NPTK, backwards.centre_NPTK.flip(0))
+    assert torch.equal(together.pooled_NTK, backwards.pooled_NTK.flip(0))
     for i in (0, 3, 6):
         alone = read(windows[i : i + 1])
-        assert torch.equal(alone.centre_NPTD[0], together.centre_NPTD[i])
-        assert torch.equal(alone.pooled_NTD[0], together.pooled_NTD[i])
+        assert torch.equal(alone.centre_NPTK[0], together.centre_NPTK[i])
+        assert torch.equal(alone.pooled_NTK[0], together.pooled_NTK[i])
 
 
 @pytest.mark.parametrize(
-    ("batch", "channels_last"), [(1, True), (1, False), (3, True), (30, True), (7, False)]
+    ("batch", "arithmetic"), [(1, "fast"), (1, "reference"), (3, "fast"), (30, "fast"), (7, "reference")]
 )
-def test_batch_and_memory_order_change_the_rounding_alone(batch: int, channels_last: bool) -> None:
+def test_batch_and_memory_order_change_the_rounding_alone(batch: int, arithmetic: str) -> None:
     patches, windows = PatchConfig(size=16, stride=4), windows_of(3, 16)
     expected = extractor(patches)(windows)
-    assert_close(extractor(patches, batch=batch, channels_last=channels_last)(windows), expected, 2e-5)
+    assert_close(extractor(patches, batch=batch, arithmetic=arithmetic)(windows), expected, 2e-5)
 
 
 def test_bfloat16_is_close_on_weights_as_trained() -> None:
@@ -86,14 +87,40 @@ def test_bfloat16_is_close_on_weights_as_trained() -> None:
     exact = extractor(patches)(windows)
     rough = extractor(patches, precision="bfloat16")(windows)
     assert_close(rough, exact, 3e-2)
-    assert reference.relative_error(rough.centre_NPTD, exact.centre_NPTD) > 1e-4
-    assert rough.centre_NPTD.dtype == torch.float32
+    assert reference.relative_error(rough.centre_NPTK, exact.centre_NPTK) > 1e-4
+    assert rough.centre_NPTK.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride"), [(16, None, 1), (16, None, 6), (16, 24, 16), (8, 16, 16)]
+)
+def test_rows_and_single_pixels_are_the_blocks(size: int, window: int | None, stride: int) -> None:
+    patches = PatchConfig(size=size, window=window, stride=stride)
+    features = extractor(patches)(windows_of(3, patches.side))
+    block = features.centre_NPTK
+    for first, last in ((0, 1), (0, stride), (stride - 1, stride)):
+        found = features.rows(1, first, last).transpose(0, 1)
+        torch.testing.assert_close(found, block[1, first * stride : last * stride], rtol=1e-5, atol=1e-5)
+    at, offset = torch.tensor([0, 2, 1, 1]), torch.tensor([0, stride**2 - 1, stride // 2, 0])
+    torch.testing.assert_close(features.at(at, offset), block[at, offset], rtol=1e-5, atol=1e-5)
+
+
+def test_a_readout_keeps_and_standardises_its_channels() -> None:
+    patches, config = PatchConfig(size=16, stride=4), FeatureConfig(timesteps=TIMESTEPS, stages=STAGES)
+    windows = windows_of(2, 16)
+    everything = Extractor(build(), SCHEDULE, config, patches)(windows)
+    centre, pooled = [0, 63, 64, 130, 223], [5, 200]
+    mean, scale = torch.randn(2, len(TIMESTEPS), 5, generator=torch.Generator().manual_seed(1))
+    found = Extractor(build(), SCHEDULE, config, patches, Readout(centre, pooled, mean, scale))(windows)
+    expected = (everything.centre_NPTK[..., centre] - mean) * scale
+    torch.testing.assert_close(found.centre_NPTK, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.pooled_NTK, everything.pooled_NTK[..., pooled])
 
 
 def test_no_window_no_feature() -> None:
     found = extractor(PatchConfig(size=16, stride=2))(windows_of(0, 16))
-    assert found.centre_NPTD.shape[:3] == (0, 4, len(TIMESTEPS))
-    assert found.pooled_NTD.shape[:2] == (0, len(TIMESTEPS))
+    assert found.centre_NPTK.shape[:3] == (0, 4, len(TIMESTEPS))
+    assert found.pooled_NTK.shape[:2] == (0, len(TIMESTEPS))
 
 
 def test_the_noise_is_the_seeds_and_no_window_draws_its_own() -> None:
@@ -103,8 +130,8 @@ def test_the_noise_is_the_seeds_and_no_window_draws_its_own() -> None:
     state = torch.random.get_rng_state()
     twins = read(window.expand(3, -1, -1, -1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(twins.centre_NPTD[0], twins.centre_NPTD[2])
-    assert torch.equal(twins.pooled_NTD, read(window).pooled_NTD.expand(3, -1, -1))
+    assert torch.equal(twins.centre_NPTK[0], twins.centre_NPTK[2])
+    assert torch.equal(twins.pooled_NTK, read(window).pooled_NTK.expand(3, -1, -1))
 
 
 def test_interpolation_rows_by_hand() -> None:
@@ -128,7 +155,6 @@ def test_feature_width_counts_the_tapped_channels() -> None:
     paper = UNetConfig(channels=128, multipliers=(1, 2, 2), res_blocks=2, heads=4)
     assert feature_width(paper, (0, 1, 2, 3, 5), 48) == 1280
     assert feature_width(paper, (5, 8), 48) == 256 + 128
-    assert extractor(PatchConfig(size=16, stride=1)).width == 64 + 64 + 64 + 32
 
 
 @pytest.mark.parametrize("name", ["timesteps", "stages"])
@@ -141,6 +167,8 @@ def test_unordered_lists_are_refused(name: str, values: tuple[int, ...]) -> None
 def test_impossible_features_are_refused() -> None:
     with pytest.raises(ValueError, match=r"features\.batch must be at least 1, found 0"):
         FeatureConfig(batch=0)
+    with pytest.raises(ValueError, match=r"features\.arithmetic: reference needs precision float32"):
+        FeatureConfig(arithmetic="reference", precision="bfloat16")
     with pytest.raises(ValueError, match=r"must be below diffusion\.steps \(1000\), found 1000"):
         Extractor(build(), SCHEDULE, FeatureConfig(timesteps=(5, 1000)), PatchConfig(size=16, stride=1))
     with pytest.raises(ValueError, match=r"features\.stages .* below 6, found \[0, 6\]"):

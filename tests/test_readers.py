@@ -46,7 +46,10 @@ def test_tile_and_group_see_the_same_windows(
     whole = np.pad(cube, ((0, 0), (before, after), (before, after)), **mode)
     tiles = TileReader(reduced, grid, patches)
     y, x = (a.ravel() for a in np.mgrid[:HEIGHT, :WIDTH])
-    group = WindowReader(reduced, patches, y, x, len(y))(0)
+    order = np.lexsort((x, y, x // stride, y // stride))
+    place = np.argsort(order)
+    reader = WindowReader.plan(reduced, patches, y[order], x[order])
+    groups = [reader(unit) for unit in range(len(reader))]
     for tile in range(len(grid)):
         y0, y1, x0, x1 = grid.bounds(tile)
         row = tiles(tile)
@@ -55,7 +58,9 @@ def test_tile_and_group_see_the_same_windows(
         assert row["pixels"] == (y1 - y0) * (x1 - x0)
         windows = windows_of_tile(row["cube"], patches)
         for py, px in [(y0, x0), (y1 - 1, x1 - 1)]:
-            pixel = py * WIDTH + px
+            pixel = int(place[py * WIDTH + px])
+            unit = int(np.searchsorted(reader.starts, pixel, side="right")) - 1
+            group, pixel = groups[unit], pixel - int(reader.starts[unit])
             of_tile = windows[(py - y0) // stride * (8 // stride) + (px - x0) // stride]
             np.testing.assert_array_equal(group["windows"][group["window"][pixel]], of_tile)
             at = divmod(int(group["offset"][pixel]), stride)
@@ -63,14 +68,20 @@ def test_tile_and_group_see_the_same_windows(
             np.testing.assert_array_equal(value, cube[:, py, px])
 
 
-def test_group_pads_what_is_missing(reduced: Reduced) -> None:
+def test_units_hold_whole_chunks_and_few_windows(reduced: Reduced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.readers.GROUP", 4)
+    monkeypatch.setattr("pipeline.readers._UNIT_PIXELS", 0)  # at most 8 windows once a unit has a chunk
     patches = PatchConfig(size=8, stride=4)
-    y, x = np.array([0, 1, 9]), np.array([0, 3, 9])
-    row = WindowReader(reduced, patches, y, x, 2)(1)
-    assert (row["pixels"], row["count"]) == (1, 1)
-    assert row["windows"].shape == (2, 3, 8, 8)
-    assert row["window"].tolist() == [0, -1]
-    assert row["offset"].tolist() == [1 * 4 + 1, -1]
+    y, x = np.repeat(np.arange(0, 44, 4), 2), np.tile([0, 3], 11)  # 11 windows, two pixels each
+    reader = WindowReader.plan(reduced, patches, y, x)
+    assert reader.starts.tolist() == [0, 16, 22]
+    assert reader.most == (16, 8)
+    row = reader(1)
+    assert (row["pixels"], row["count"]) == (6, 3)
+    assert row["windows"].shape == (8, 3, 8, 8)
+    assert row["window"].tolist() == [0, 0, 1, 1, 2, 2] + [-1] * 10
+    assert row["offset"].tolist() == [0, 3] * 3 + [-1] * 10
+    assert reader.row_bytes >= row["windows"].nbytes
 
 
 def test_shares_of_a_step_make_up_the_step(cube: np.ndarray, reduced: Reduced) -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from mtmsd.unet import UNet, UNetConfig, timestep_embedding
 from tests import reference
@@ -126,19 +125,6 @@ def test_timestep_embedding_by_hand() -> None:
     expected = torch.tensor([100.0, 1.0, 100.0, 1.0])
     expected = torch.cat([expected[:2].cos(), expected[2:].sin()])
     torch.testing.assert_close(embedding[1], expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_prepare_freezes_and_sets_the_convolutions_precision(layout: torch.memory_format) -> None:
-    unet = UNet(CONFIGS[1][0], 2).prepare(torch.bfloat16, layout)
-    assert not unet.training
-    assert not any(value.requires_grad for value in unet.parameters())
-    for module in unet.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d):
-            assert module.weight.dtype == torch.bfloat16
-        elif isinstance(module, nn.GroupNorm | nn.Linear):
-            assert module.weight.dtype == torch.float32
-    assert unet.input_blocks[0][0].weight.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize(

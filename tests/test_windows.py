@@ -156,7 +156,11 @@ def test_the_pixel_lies_at_half_the_window_as_in_the_paper() -> None:
 
 @pytest.mark.parametrize(
     ("size", "stride", "message"),
-    [(3, 1, "patches.size must be at least 4"), (8, 0, "patches.stride"), (8, 9, r"1\.\.patches.size")],
+    [
+        (3, 1, "patches.size must be at least 4"),
+        (8, 0, "patches.stride"),
+        (8, 9, r"patches.stride must lie in 1\.\.8"),
+    ],
 )
 def test_impossible_windows_are_refused(size: int, stride: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,69 @@
+"""How fast is a pretraining step against a plain float32 loop over the same model?
+
+``python -m benchmarks.pretraining [--channels 64]``. Plain: the library's memory order, group norms and
+optimiser as they come. Images per second, ratios of one run.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.exact import smooth_patches
+from benchmarks.record import publish, seconds
+from mtmsd.diffusion import DiffusionConfig, Schedule
+from mtmsd.training import PretrainConfig, make_optimizer, pretrain_step
+from mtmsd.unet import UNet, UNetConfig
+
+
+def main() -> None:
+    """Print images per second and the ratio to the plain loop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    options = parser.parse_args()
+    rows: list[list[object]] = []
+    base = 0.0
+    for name, work in (
+        ("plain loop, float32", _plain(options.channels, options.batch)),
+        ("float32", _ours(options.channels, options.batch, "float32")),
+        ("bfloat16", _ours(options.channels, options.batch, "bfloat16")),
+    ):
+        rate = options.batch / seconds(work, least=5)
+        base = base or rate
+        rows.append([name, rate, rate / base])
+    publish(
+        "pretraining", f"Pretraining, {options.channels} channels, batch {options.batch}, 48-pixel patches, "
+        f"{torch.get_num_threads()} threads",
+        ["way", "images / s", "times plain"], rows,
+    )  # fmt: skip
+
+
+def _plain(channels: int, batch: int) -> Callable[[], object]:
+    """One step as one would write it down: noise, prediction, loss, Adam."""
+    unet, schedule = UNet(UNetConfig(channels=channels), 6), Schedule(DiffusionConfig())
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=0.0)
+    x0, valid = smooth_patches(batch, 6, 48), torch.ones(batch, 1, 48, 48)
+
+    def step() -> None:
+        t, noise = torch.randint(0, schedule.steps, (batch,)), torch.randn_like(x0)
+        loss = schedule.hybrid_loss(unet(schedule.q_sample(x0, t, noise), t), x0, t, noise, valid)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _ours(channels: int, batch: int, precision: str) -> Callable[[], object]:
+    config = PretrainConfig(batch=batch, precision=precision)  # type: ignore[arg-type]
+    unet, schedule = UNet(UNetConfig(channels=channels), 6), Schedule(DiffusionConfig())
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer, patches = make_optimizer(unet, config), smooth_patches(batch, 6, 48)
+    return lambda: pretrain_step(
+        unet, optimizer, schedule, config, patches, seed=0, step=0, share=slice(0, batch)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What do larger windows and blocks cost in accuracy, and are their borders seen in the map?
+
+``python -m benchmarks.windows RUN [--geometries 48:1,48:24,96:72]`` takes a run folder that has finished
+pretraining, on a labelled scene. For each geometry (window:stride; stride 1 is exact) the features of
+the training and test pixels are read by the same rule, purified, and classified by an ensemble that
+trained on them; no map is written. Borders: changes of class from a block's last pixel to the next
+block's first, over changes one pixel further inside; 1 = no seam.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.record import publish
+from mtmsd.classifier import Ensemble, train_member
+from mtmsd.diffusion import Schedule
+from mtmsd.features import Extractor, Features, Readout
+from mtmsd.metrics import Confusion
+from mtmsd.purify import ClassMeans, Selection, select
+from mtmsd.split import TEST, TRAIN
+from mtmsd.windows import PatchConfig
+from pipeline.artifacts import RunFolder, read_json
+from pipeline.config import Config
+from pipeline.labels import labelled_split
+from pipeline.readers import Reduced
+from pipeline.scene import Scene, open_scene
+from pipeline.trained import load_unet
+
+
+def main() -> None:
+    """Print one row per split and geometry."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--geometries", default="48:1,48:4,48:24,96:72")
+    parser.add_argument("--protocols", default="random,blocks")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--test", type=int, default=1500, help="test pixels that are scored, at most")
+    options = parser.parse_args()
+    base, scene = Bench.open(options.run)
+    rows = []
+    for text in options.geometries.split(","):
+        window, stride = map(int, text.split(":"))
+        patches = replace(base.config.patches, window=window, stride=stride)
+        for protocol in options.protocols.split(","):
+            for seed in map(int, options.seeds.split(",")):
+                pixels = base.pixels(scene, protocol, seed, options.test)
+                begun = time.perf_counter()
+                centre, pooled = base.features(patches, *pixels[:2])
+                spent = (time.perf_counter() - begun) / len(pixels[0])
+                ensemble, selection, oa = base.learn(centre, pooled, pixels[2], pixels[3])
+                border = base.border(patches, ensemble, selection) if stride > 1 and seed == 0 else None
+                rows.append([text, protocol, seed, oa, spent * 1e3, border])
+                print(rows[-1], flush=True)
+    publish(
+        f"windows_{options.run.name}", f"{options.run.name}: window:stride against exact (stride 1)",
+        ["window:stride", "split", "seed", "OA", "ms / labelled pixel", "border changes / inner"], rows,
+    )  # fmt: skip
+
+
+class Bench:
+    """A pretrained run, taken through features and classifier in this process."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+        self.reduced = Reduced(str(folder.reduced))
+
+    @staticmethod
+    def open(run: Path) -> tuple["Bench", Scene]:
+        """The run and its scene."""
+        stored = read_json(run / "run.json")
+        scene = open_scene(stored["scene"]["url"])
+        return Bench(Config.model_validate(stored["config"]), RunFolder(run)), scene
+
+    def pixels(self, scene: Scene, protocol: str, seed: int, test: int) -> tuple[NDArray[np.int64], ...]:
+        """y, x, class position and split of all training and some test pixels."""
+        split = replace(self.config.split, protocol=protocol, seed=seed)  # type: ignore[arg-type]
+        if protocol == "blocks":
+            split = replace(split, train_per_class=30, train_fraction=0.05)
+        y, x, label, use = labelled_split(self.config.model_copy(update={"split": split}), scene)
+        tested = np.flatnonzero(use == TEST)
+        drop = np.random.default_rng(seed).permutation(tested)[test:]
+        keep = np.setdiff1d(np.arange(len(y)), drop)
+        return y[keep], x[keep], np.unique(label, return_inverse=True)[1][keep], use[keep]
+
+    def extractor(self, patches: PatchConfig, readout: Readout | None = None) -> Extractor:
+        """With the run's U-Net."""
+        schedule = Schedule(self.config.diffusion)
+        return Extractor(load_unet(self.folder.unet), schedule, self.config.features, patches, readout)
+
+    def features(
+        self, patches: PatchConfig, y: NDArray[np.int64], x: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centre and pooled features of pixels, in their order."""
+        extract, stride, side = self.extractor(patches), patches.stride, patches.side
+        blocks, window = np.unique(np.stack([y // stride, x // stride]), axis=1, return_inverse=True)
+        parts: list[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]] = []
+        offset = torch.from_numpy(y % stride * stride + x % stride)
+        for start in range(0, blocks.shape[1], extract.batch):
+            corners = blocks.T[start : start + extract.batch] * stride - patches.before
+            read = [self.reduced.window(r, r + side, c, c + side, patches) for r, c in corners]
+            features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
+            mine = np.flatnonzero((window >= start) & (window < start + extract.batch))
+            inside = torch.from_numpy(window[mine] - start)
+            parts.append((mine, features.at(inside, offset[mine]), features.pooled_NTK[inside]))
+        order = np.argsort(np.concatenate([mine for mine, _, _ in parts]))
+        return torch.cat([c for _, c, _ in parts])[order], torch.cat([p for _, _, p in parts])[order]
+
+    def learn(
+        self, centre: torch.Tensor, pooled: torch.Tensor, position: NDArray[np.int64], use: NDArray[np.int64]
+    ) -> tuple[Ensemble, Selection, float]:
+        """Purify, train the ensemble, score the test pixels."""
+        train, classes = use == TRAIN, int(position.max()) + 1
+        kinds = []
+        for features in (centre, pooled):
+            means = ClassMeans(classes, *features.shape[1:])
+            means.update(features[train].numpy(), position[train])
+            kinds.append(means.finish())
+        selection = select(kinds, self.config.purify)
+        kept = centre[..., list(selection.centre)], pooled[..., list(selection.pooled)]
+        members = [
+            train_member(
+                self.config.classifier, self.config.fusion, kept[0][train], kept[1][train],
+                torch.from_numpy(position[train]), classes, seed=self.config.seed, member=m,
+            )[0]
+            for m in range(self.config.classifier.members)
+        ]  # fmt: skip
+        ensemble = Ensemble(members, self.config.classifier.vote)
+        test, confusion = np.flatnonzero(use == TEST), Confusion(classes)
+        for part in np.array_split(test, max(1, len(test) // 256)):
+            confusion.update(position[part], ensemble(kept[0][part], kept[1][part]).position_N.numpy())
+        return ensemble, selection, float(confusion.finish()["oa"])
+
+    def border(self, patches: PatchConfig, ensemble: Ensemble, selection: Selection) -> float:
+        """Class changes across block borders over those one pixel to either side."""
+        _, height, width = self.reduced.shape
+        readout = Readout(selection.centre, selection.pooled, ensemble.mean_2TK[0], ensemble.scale_2TK[0])
+        extract, stride = self.extractor(patches, readout), patches.stride
+        map_HW = np.zeros((-(-height // stride) * stride, -(-width // stride) * stride), np.int64)
+        for corners in self._blocks(patches, extract.batch):
+            read = [
+                self.reduced.window(r - patches.before, r - patches.before + patches.side,
+                                    c - patches.before, c - patches.before + patches.side, patches)
+                for r, c in corners
+            ]  # fmt: skip
+            features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
+            for i, (r, c) in enumerate(corners):
+                map_HW[r : r + stride, c : c + stride] = _classified(features, ensemble, i, stride)
+        return border_ratio(map_HW[:height, :width], stride)
+
+    def _blocks(self, patches: PatchConfig, batch: int) -> Iterator[list[tuple[int, int]]]:
+        _, height, width = self.reduced.shape
+        at = [(r, c) for r in range(0, height, patches.stride) for c in range(0, width, patches.stride)]
+        for start in range(0, len(at), batch):
+            yield at[start : start + batch]
+
+
+def _classified(features: Features, ensemble: Ensemble, window: int, stride: int) -> NDArray[np.int64]:
+    votes = ensemble.window_votes(features.pooled_NTK[window : window + 1])
+    rows = [
+        ensemble.classify(features.rows(window, r, min(r + 8, stride)), votes).position_N
+        for r in range(0, stride, 8)
+    ]
+    return torch.cat(rows).numpy().reshape(stride, stride)
+
+
+def border_ratio(map_HW: NDArray[np.int64], stride: int) -> float:
+    """Share of class changes across block borders over the share one pixel to either side of them."""
+    across = inner = 0.0
+    for axis in (0, 1):
+        changes = (np.diff(map_HW, axis=axis) != 0).mean(axis=1 - axis)
+        borders = np.arange(stride, map_HW.shape[axis], stride) - 1
+        borders = borders[(borders >= 1) & (borders + 1 < len(changes))]
+        across += changes[borders].sum()
+        inner += (changes[borders - 1] + changes[borders + 1]).sum() / 2
+    return float(across / inner) if inner else float("nan")
+
+
+if __name__ == "__main__":
+    main()
