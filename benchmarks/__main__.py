@@ -1,6 +1,14 @@
-"""``python -m benchmarks``: every quick benchmark, one table after another."""
+"""``python -m benchmarks``: the quick benchmarks of speed, one table after another (some ten minutes).
 
-from benchmarks import exact
+Apart from these: ``accuracy``, ``windows`` and ``timesteps`` (they need a scene or a run), ``memory``
+(large scenes) and ``gpu``.
+"""
+
+import sys
+
+from benchmarks import exact, map_stage, pretraining, rate
 
 if __name__ == "__main__":
-    exact.main()
+    sys.argv[1:] = []
+    for benchmark in (exact, rate, pretraining, map_stage):
+        benchmark.main()

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--geometries", default="48:1,48:4,48:24,96:72")
     parser.add_argument("--protocols", default="random,blocks")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--block", type=int, default=32, help="side of the blocks of the block split")
     parser.add_argument("--test", type=int, default=1500, help="test pixels that are scored, at most")
     options = parser.parse_args()
     base, scene = Bench.open(options.run)
@@ -51,7 +52,7 @@ def main() -> None:
         patches = replace(base.config.patches, window=window, stride=stride)
         for protocol in options.protocols.split(","):
             for seed in map(int, options.seeds.split(",")):
-                pixels = base.pixels(scene, protocol, seed, options.test)
+                pixels = base.pixels(scene, protocol, seed, options.test, options.block)
                 begun = time.perf_counter()
                 centre, pooled = base.features(patches, *pixels[:2])
                 spent = (time.perf_counter() - begun) / len(pixels[0])
@@ -79,11 +80,13 @@ class Bench:
         scene = open_scene(stored["scene"]["url"])
         return Bench(Config.model_validate(stored["config"]), RunFolder(run)), scene
 
-    def pixels(self, scene: Scene, protocol: str, seed: int, test: int) -> tuple[NDArray[np.int64], ...]:
+    def pixels(
+        self, scene: Scene, protocol: str, seed: int, test: int, block: int
+    ) -> tuple[NDArray[np.int64], ...]:
         """y, x, class position and split of all training and some test pixels."""
         split = replace(self.config.split, protocol=protocol, seed=seed)  # type: ignore[arg-type]
         if protocol == "blocks":
-            split = replace(split, train_per_class=30, train_fraction=0.05)
+            split = replace(split, train_per_class=30, block=block)
         y, x, label, use = labelled_split(self.config.model_copy(update={"split": split}), scene)
         tested = np.flatnonzero(use == TEST)
         drop = np.random.default_rng(seed).permutation(tested)[test:]

@@ -123,6 +123,7 @@ class Features:
     def at(self, window_n: Tensor, offset_n: Tensor) -> Tensor:
         """Centre features of single pixels, by window and index in its block: (n, T, K)."""
         parts = []
+        window_n, offset_n = (index.to(self.pooled_NTK.device) for index in (window_n, offset_n))
         for maps_NTHWC, weights_PH in zip(self._maps, self._weights, strict=True):
             stride = len(weights_PH)
             row, column = offset_n // stride, offset_n % stride

@@ -1,0 +1,96 @@
+"""What does a GPU give? Pixels and images per second at the paper's size, and its share of the matrix rate.
+
+``python -m benchmarks.gpu [--channels 128] [--device cuda]``. Features in exact mode (a window a pixel) and
+in dense mode (96:72), bfloat16; pretraining in bfloat16. Random weights and patches: only time is measured.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from benchmarks.exact import PAPER, random_unet, smooth_patches
+from benchmarks.record import publish
+from mtmsd.diffusion import DiffusionConfig, Schedule
+from mtmsd.features import Extractor
+from mtmsd.training import PretrainConfig, make_optimizer, pretrain_step
+from mtmsd.windows import PatchConfig
+
+WAYS = (("exact", PatchConfig(size=48, stride=1)), ("dense 96:72", PatchConfig(size=96, stride=72)))
+
+
+def main() -> None:
+    """Print rates, their share of the device's bfloat16 matrix-product rate, and peak memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=64, help="windows of 48 pixels in one pass")
+    options = parser.parse_args()
+    device, unet = torch.device(options.device), random_unet(options.channels).to(options.device)
+    best = max(_product_rate(n, device) for n in ((2048, 8192) if device.type == "cuda" else (1024,)))
+    rows: list[list[object]] = [["matrix product, bfloat16", f"{best / 1e12:.4g} TFLOP/s", 1.0, ""]]
+    schedule = Schedule(DiffusionConfig())
+    for name, geometry in (
+        ("exact", PatchConfig(size=48, stride=1)),
+        ("dense 96:72", PatchConfig(size=96, stride=72)),
+    ):
+        batch = max(1, options.batch * 48**2 // geometry.side**2)
+        config = replace(PAPER, precision="bfloat16", batch=batch)
+        extract = Extractor(unet, schedule, config, geometry)
+        windows = smooth_patches(batch, unet.components, geometry.side).to(device)
+        spent, memory = _timed(device, lambda e=extract, w=windows: e(w))  # type: ignore[misc]
+        operations = 2 * _MACS * (options.channels / 128) ** 2 * (geometry.side / 48) ** 2
+        share = operations * batch * len(config.timesteps) / spent / best
+        rows.append([name, f"{batch * geometry.stride**2 / spent:.4g} pixels/s", share, memory])
+    training = PretrainConfig(batch=options.batch, precision="bfloat16")
+    unet.requires_grad_(True).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer, patches = (
+        make_optimizer(unet, training),
+        smooth_patches(options.batch, unet.components, 48).to(device),
+    )
+    whole = slice(0, options.batch)
+    spent, memory = _timed(
+        device,
+        lambda: pretrain_step(unet, optimizer, schedule, training, patches, seed=0, step=0, share=whole),
+    )
+    rows.append(["pretraining", f"{options.batch / spent:.4g} images/s", "", memory])
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    publish(
+        "gpu",
+        f"{name}, {options.channels} channels",
+        ["what", "rate", "share of matrix rate", "memory, GiB"],
+        rows,
+    )
+
+
+_MACS = 9.099e9
+"""Multiply-adds of a 48-pixel window up to stage 5 at 128 channels, as plain convolutions."""
+
+
+def _timed(device: torch.device, work: Callable[[], object], repeats: int = 3) -> tuple[float, object]:
+    work()
+    _wait(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    _wait(device)
+    spent = (time.perf_counter() - begun) / repeats
+    return spent, torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else ""
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _product_rate(n: int, device: torch.device) -> float:
+    a, b = torch.randn((2, n, n), device=device).bfloat16()
+    return 2 * n**3 / _timed(device, lambda: a @ b, 10)[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Which timesteps are worth their cost? Greedy choice on training pixels, then accuracy on test pixels.
+
+``python -m benchmarks.timesteps RUN [--geometry 48:24]``. The U-Net's passes, and so the map's time, grow
+with the number of timesteps. From none, the timestep that helps most is added: three folds of the training
+pixels, one member. The test pixels only score what was chosen.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.record import publish
+from benchmarks.windows import Bench
+from mtmsd.split import TEST, TRAIN, UNUSED
+from pipeline.config import Config
+
+
+def main() -> None:
+    """Print the chosen timesteps, best first, with the test accuracy of each number of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--geometry", default="48:24")
+    parser.add_argument("--protocol", default="random")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--block", type=int, default=32)
+    options = parser.parse_args()
+    bench, scene = Bench.open(options.run)
+    window, stride = map(int, options.geometry.split(":"))
+    y, x, position, use = bench.pixels(scene, options.protocol, options.seed, 3000, options.block)
+    patches = replace(bench.config.patches, window=window, stride=stride)
+    centre, pooled = bench.features(patches, y, x)
+    timesteps, chosen, rows = bench.config.features.timesteps, list[int](), []
+    quick = Bench(_quick(bench), bench.folder)
+    while len(chosen) < len(timesteps):
+        left = [t for t in range(len(timesteps)) if t not in chosen]
+        trial = {t: _folds(quick, centre, pooled, position, use, sorted([*chosen, t])) for t in left}
+        best = max(left, key=lambda t: (trial[t], -t))
+        chosen.append(best)
+        mine = sorted(chosen)
+        oa = bench.learn(centre[:, mine], pooled[:, mine], position, use)[2]
+        rows.append([len(mine), timesteps[best], trial[best], oa])
+        print(rows[-1], flush=True)
+    publish(
+        f"timesteps_{options.run.name}_{options.protocol}",
+        f"{options.run.name}, {options.protocol}: timesteps, greedily",
+        ["timesteps", "added", "OA in folds of the training pixels", "OA on test pixels"], rows,
+    )  # fmt: skip
+
+
+def _quick(bench: Bench) -> Config:
+    return bench.config.model_copy(
+        update={"classifier": replace(bench.config.classifier, members=1, epochs=40)}
+    )
+
+
+def _folds(
+    bench: Bench, centre: torch.Tensor, pooled: torch.Tensor, position: NDArray[np.int64],
+    use: NDArray[np.int64], steps: list[int],
+) -> float:  # fmt: skip
+    """Mean accuracy over three folds of the training pixels, every class in every fold."""
+    train = np.flatnonzero(use == TRAIN)
+    order = train[np.argsort(position[train], kind="stable")]
+    scores = []
+    for fold in range(3):
+        part = np.full(len(use), UNUSED)
+        part[order] = TRAIN
+        part[order[fold::3]] = TEST
+        scores.append(bench.learn(centre[:, steps], pooled[:, steps], position, part)[2])
+    return float(np.mean(scores))
+
+
+if __name__ == "__main__":
+    main()
