@@ -1,6 +1,55 @@
 """MTMSD: multi-timestep multi-stage diffusion features for hyperspectral classification.
 
 The science alone, with torch and numpy: no cluster, no raster formats, no printing. The modules stand
-in the order of the data: spectral -> windows -> diffusion, unet -> features -> purify -> fusion ->
-classifier, with split, metrics and training beside them. Source: arXiv 2306.08964.
+in the order of the data: bands, spectral -> windows -> diffusion, unet -> features -> purify -> fusion ->
+classifier, with split, metrics, areas and training beside them. Source: arXiv 2306.08964.
+
+The names below are the pieces; each is loaded from its module when it is first used. For whole scenes
+in one call, see ``classify`` in ``pipeline.api``.
+
+>>> import numpy as np
+>>> import mtmsd
+>>> cube_BHW = np.random.default_rng(0).random((5, 20, 30), np.float32)
+>>> moments = mtmsd.Moments(5)
+>>> moments.update(cube_BHW.reshape(5, -1).T)
+>>> projection = mtmsd.fit_projection(moments, mtmsd.ReduceConfig(components=2))
+>>> projection.apply(cube_BHW).shape
+(2, 20, 30)
 """
+
+from importlib import import_module
+from typing import Any
+
+_PIECES = {
+    "areas": ("AreaEstimates", "estimate_areas"),
+    "bands": ("BandMap", "band_spacing", "in_order", "match_bands"),
+    "classifier": ("ClassifierConfig", "Ensemble", "Head", "Prediction", "combine", "train_member"),
+    "diffusion": ("DiffusionConfig", "Schedule", "shared_noise"),
+    "features": ("Extractor", "FeatureConfig", "Features", "feature_width"),
+    "fusion": ("FusionConfig", "SelectiveFusion"),
+    "metrics": ("Confusion",),
+    "purify": ("ClassMeans", "PurifyConfig", "Selection", "channel_scores", "select", "select_channels"),
+    "spectral": ("Moments", "Projection", "ReduceConfig", "fit_projection"),
+    "split": ("SplitConfig", "make_split", "near_any", "overlap"),
+    "training": (
+        "Averaged", "PatchDraw", "PretrainConfig", "draw_patches", "learning_rate", "make_optimizer",
+        "pretrain_step", "turned",
+    ),
+    "unet": ("UNet", "UNetConfig"),
+    "windows": ("PatchConfig", "blocks_to_tile", "pad_index", "read_padded", "windows_of_tile"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _PIECES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a piece from its module and keep it."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    piece = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return piece
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

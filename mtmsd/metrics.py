@@ -7,7 +7,16 @@ from numpy.typing import NDArray
 
 
 class Confusion:
-    """Counts of (true class, predicted class): update, merge, finish."""
+    """Counts of (true class, predicted class): update, merge, finish.
+
+    >>> confusion = Confusion(classes=2)
+    >>> confusion.update(truth=np.array([0, 0, 0, 1]), predicted=np.array([0, 0, 1, 1]))
+    >>> scores = confusion.finish()
+    >>> scores["confusion"]
+    [[2, 1], [0, 1]]
+    >>> scores["oa"], round(scores["aa"], 4), scores["kappa"]
+    (0.75, 0.8333, 0.5)
+    """
 
     def __init__(self, classes: int) -> None:
         self.counts: NDArray[np.int64] = np.zeros((classes, classes), np.int64)

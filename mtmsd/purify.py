@@ -36,7 +36,13 @@ class PurifyConfig:
 
 
 class ClassMeans:
-    """Mergeable sums of one kind of feature by class: update, merge, finish."""
+    """Mergeable sums of one kind of feature by class: update, merge, finish.
+
+    >>> means = ClassMeans(classes=2, timesteps=1, channels=1)
+    >>> means.update(np.array([[[1]], [[3]], [[7]]], np.float32), np.array([0, 0, 1]))
+    >>> means.finish().ravel().tolist()
+    [2.0, 7.0]
+    """
 
     def __init__(self, classes: int, timesteps: int, channels: int) -> None:
         self.sum_KTD: FloatArray = np.zeros((classes, timesteps, channels))
@@ -118,13 +124,25 @@ def channel_scores(means_KTD: FloatArray, config: PurifyConfig) -> FloatArray:
 
 
 def select_channels(means_KTD: FloatArray, config: PurifyConfig) -> tuple[int, ...]:
-    """The round(keep x D) best channels, ascending; ties go to the lower channel."""
+    """The round(keep x D) best channels, ascending; ties go to the lower channel.
+
+    Of three channels (two classes, two timesteps), the constant one goes first:
+
+    >>> means_KTD = np.array([[[0, 5, 0], [1, 5, 1]], [[2, 5, 9], [3, 5, 0]]], float)
+    >>> select_channels(means_KTD, PurifyConfig(keep=2 / 3))
+    (0, 2)
+    """
     scores = channel_scores(means_KTD, config)
     count = max(1, round(config.keep * len(scores)))
     return tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))
 
 
 def select(means: Sequence[FloatArray], config: PurifyConfig) -> Selection:
-    """Channels to keep of the centre and the pooled class means."""
+    """Channels to keep of the centre and the pooled class means.
+
+    >>> means_KTD = np.array([[[0, 5], [1, 5]], [[2, 5], [3, 5]]], float)
+    >>> select([means_KTD, means_KTD[:, :, ::-1]], PurifyConfig(keep=0.5))
+    Selection(centre=(0,), pooled=(1,))
+    """
     centre, pooled = means
     return Selection(select_channels(centre, config), select_channels(pooled, config))

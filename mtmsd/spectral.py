@@ -28,7 +28,17 @@ class ReduceConfig:
 
 
 class Moments:
-    """Count, mean and scatter matrix of spectra, float64: update, merge, finish."""
+    """Count, mean and scatter matrix of spectra, float64: update, merge, finish.
+
+    >>> here, there = Moments(bands=2), Moments(bands=2)
+    >>> here.update(np.array([[1, 2], [3, 6], [np.nan, 0]], np.float32))  # a NaN does not count
+    >>> there.update(np.array([[5, 1]], np.float32))
+    >>> here.merge(there)
+    >>> here.count, here.mean_B.tolist()
+    (3, [3.0, 3.0])
+    >>> (here.scatter_BB / here.count).round(3).tolist()  # the covariance
+    [[2.667, -0.667], [-0.667, 4.667]]
+    """
 
     def __init__(self, bands: int) -> None:
         self.count = 0
@@ -96,6 +106,18 @@ def fit_projection(moments: Moments, config: ReduceConfig) -> Projection:
 
     Raises:
         ValueError: Too few pixels or bands, or a component without variance.
+
+    Example:
+        Two bands of which the first varies three times as much:
+
+        >>> moments = Moments(bands=2)
+        >>> moments.update(np.array([[1, 2], [7, 2], [4, 1], [4, 3]], np.float32))
+        >>> projection = fit_projection(moments, ReduceConfig(components=1))
+        >>> projection.loadings_BC.ravel().tolist(), projection.explained_C.round(3).tolist()
+        ([1.0, 0.0], [0.9])
+        >>> cube_BHW = np.array([4, 7], np.float32)[None, None].repeat(2, axis=0)  # one row, two pixels
+        >>> projection.apply(cube_BHW)
+        array([[[0.       , 1.4142135]]], dtype=float32)
     """
     bands, components = len(moments.mean_B), config.components
     if components > bands:

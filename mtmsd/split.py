@@ -65,6 +65,14 @@ def make_split(y: IntArray, x: IntArray, label: IntArray, config: SplitConfig, s
 
     Raises:
         ValueError: Fewer than two classes remain, or a class has no training or no test pixel.
+
+    >>> y, x = (axis.ravel() for axis in np.mgrid[:20, :20])
+    >>> label = np.where(x < 10, 1, 2)
+    >>> split = make_split(y, x, label, SplitConfig(train_fraction=0.1), seed=0)
+    >>> [int((split[label == code] == TRAIN).sum()) for code in (1, 2)]
+    [20, 20]
+    >>> int((split == TEST).sum())
+    360
     """
     codes, counts = np.unique(label, return_counts=True)
     kept = codes[counts >= config.min_class]
@@ -160,6 +168,9 @@ def near_any(
     """Whether a point (y, x) has another point in rows and columns -reach_before .. +reach_after.
 
     Memory: the points are taken in bands of rows against the others that such a band can reach.
+
+    >>> near_any(np.array([0, 9]), np.array([0, 9]), np.array([2]), np.array([2]), 2, 2).tolist()
+    [True, False]
     """
     order = np.argsort(other_y, kind="stable")
     other_y, other_x = other_y[order], other_x[order]
@@ -178,7 +189,12 @@ def near_any(
 
 
 def overlap(y: IntArray, x: IntArray, split: IntArray, before: int, after: int) -> float:
-    """Share of test pixels whose patch (``before`` .. ``after`` pixels round them) holds a training pixel."""
+    """Share of test pixels whose patch (``before`` .. ``after`` pixels round them) holds a training pixel.
+
+    >>> x = np.arange(4)
+    >>> round(overlap(np.zeros(4, int), x, np.array([TRAIN, TEST, TEST, TEST]), before=2, after=2), 3)
+    0.667
+    """
     test, train = split == TEST, split == TRAIN
     if not test.any():
         return 0.0

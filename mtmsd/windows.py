@@ -19,7 +19,12 @@ Read = Callable[[int, int, int, int], NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class PatchConfig:
-    """How the scene is cut into windows."""
+    """How the scene is cut into windows.
+
+    >>> patches = PatchConfig(size=48, stride=4)
+    >>> patches.before, patches.stride, patches.after
+    (22, 4, 22)
+    """
 
     size: int = 48
     """Side of a pretraining patch, pixels."""
@@ -56,7 +61,11 @@ class PatchConfig:
 
 
 def block_origins(y: IntArray, x: IntArray, patches: PatchConfig) -> tuple[IntArray, IntArray]:
-    """First row and column of the block that holds each pixel (y, x)."""
+    """First row and column of the block that holds each pixel (y, x).
+
+    >>> block_origins(np.array([0, 5]), np.array([3, 8]), PatchConfig(stride=4))
+    (array([0, 4]), array([0, 8]))
+    """
     return y // patches.stride * patches.stride, x // patches.stride * patches.stride
 
 
@@ -66,6 +75,13 @@ def pad_index(start: int, stop: int, limit: int, padding: Padding) -> tuple[IntA
     Returns:
         The index, always within [0, limit), and whether the position holds data. Reflection (about
         the centre of the edge samples, as ``numpy.pad(mode="reflect")``) always does.
+
+    >>> index, inside = pad_index(-2, 6, 4, "reflect")
+    >>> index.tolist()
+    [2, 1, 0, 1, 2, 3, 2, 1]
+    >>> index, inside = pad_index(-2, 6, 4, "zeros")
+    >>> inside.astype(int).tolist()
+    [0, 0, 1, 1, 1, 1, 0, 0]
     """
     position = np.arange(start, stop, dtype=np.int64)
     if padding == "zeros":
@@ -88,6 +104,11 @@ def read_padded(
         y: Half-open range of rows.
         x: Half-open range of columns.
         padding: What lies beyond the edge; zeros are returned as NaN, the mark of no data.
+
+    >>> cube = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    >>> read = lambda y0, y1, x0, x1: cube[:, y0:y1, x0:x1]
+    >>> read_padded(read, (2, 3), (-1, 2), (0, 3), "reflect")[0].tolist()
+    [[3.0, 4.0, 5.0], [0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     """
     rows, row_inside = pad_index(*y, shape[0], padding)
     cols, col_inside = pad_index(*x, shape[1], padding)
@@ -110,6 +131,10 @@ def windows_of_tile(tile_CHW: NDArray[np.float32], patches: PatchConfig) -> NDAr
 
     Raises:
         ValueError: The tile does not hold whole blocks.
+
+    >>> patches = PatchConfig(size=6, stride=2)
+    >>> windows_of_tile(np.zeros((3, 8, 10), np.float32), patches).shape  # 2 x 3 blocks, halo of 4
+    (6, 3, 6, 6)
     """
     channels, height, width = tile_CHW.shape
     extra = patches.side - patches.stride
@@ -124,7 +149,11 @@ def windows_of_tile(tile_CHW: NDArray[np.float32], patches: PatchConfig) -> NDAr
 
 
 def blocks_to_tile(blocks_NPP: NDArray[np.generic], columns: int) -> NDArray[np.generic]:
-    """Lay blocks of (stride, stride) pixels, in row-major order, side by side: (rows, columns)."""
+    """Lay blocks of (stride, stride) pixels, in row-major order, side by side: (rows, columns).
+
+    >>> blocks_to_tile(np.array([1, 2])[:, None, None].repeat(2, 1).repeat(2, 2), columns=4).tolist()
+    [[1, 1, 2, 2], [1, 1, 2, 2]]
+    """
     n, stride, _ = blocks_NPP.shape
     across = columns // stride
     grid = blocks_NPP.reshape(n // across, across, stride, stride)

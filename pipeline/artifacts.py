@@ -47,6 +47,9 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+_REPORT_FILES = ("areas.json", "map.gpkg", "stac.json", "report.html")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run; nothing is created before ``begin``."""
@@ -125,7 +128,7 @@ class RunFolder:
             "extract": (self.features, self.selection),
             "classify": (*self.classifier.glob("member_*"), self.classifier / "history.json", self.metrics),
             "map": (self.map, *(self.path / name for name in _MAP_FILES)),
-            "report": (self.path / "report.html",),
+            "report": tuple(self.path / name for name in _REPORT_FILES),
         }  # fmt: skip
         for path in (*owned[stage], self.markers(stage)):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -20,8 +20,9 @@ from mtmsd.classifier import train_member
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.cluster import Shares, metered, peak_rss, share_out
+from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
+from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP
 from pipeline.trained import load_ensemble
 from pipeline.units import UnitSource, in_order, read_units
@@ -38,7 +39,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     groups = -(-len(split) // GROUP)
     total = config.classifier.members + groups
     with metered("classify", total, "units") as (meter, record):
-        meter.add.remote(config.classifier.members - len(members), 0, 0, 0, 0)
+        meter.skip.remote(config.classifier.members - len(members))
         if members:
             _train(config, folder, shares, members, meter)
         _write_history(config, folder)
@@ -112,6 +113,7 @@ def _train_members(settings: dict[str, Any]) -> None:
         save_file(weights, path.with_suffix(".partial"), metadata)
         path.with_suffix(".partial").rename(path)
         settings["meter"].add.remote(1, 0, 0, path.stat().st_size, peak_rss())
+        settings["meter"].observe.remote(**history[-1])
     ray.train.report({"members": len(mine)})
 
 

@@ -1,4 +1,4 @@
-"""Ray: start or join a cluster, share out its CPUs and GPUs, meter and show progress.
+"""Ray: start or join a cluster, share out its CPUs and GPUs.
 
 Actors take 3/4 of a CPU per torch thread, so that reads and writes (1/4 CPU each) always find room:
 pools that take every CPU wait for ever for their input. Threads times actors are the cores.
@@ -6,12 +6,9 @@ pools that take every CPU wait for ever for their input. Threads times actors ar
 
 import logging
 import os
-import resource
 import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +18,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's
 
 import ray
 import ray.data
-from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
-from tqdm import tqdm
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
@@ -147,78 +142,3 @@ def share_out(config: ClusterConfig) -> Shares:
     worker_threads = config.train_threads or max(1, cpus // max(workers, nodes))
     worker_cpus = max(0.25, min(worker_threads, cpus / workers) * 0.5)
     return Shares(actors, config.threads, num_cpus, int(use_gpu), workers, worker_threads, worker_cpus)
-
-
-def peak_rss() -> int:
-    """Largest resident memory of this process so far, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-@ray.remote(num_cpus=0)
-class Meter:
-    """Counts what a stage's tasks report, from anywhere in the cluster."""
-
-    def __init__(self) -> None:
-        self._counts = {
-            "units": 0,
-            "pixels": 0,
-            "bytes_read": 0,
-            "bytes_written": 0,
-            "peak_rss_bytes": 0,
-        }
-
-    def add(self, units: int, pixels: int, read: int, written: int, rss: int) -> None:
-        """Add finished work; the memory is a maximum."""
-        counts = self._counts
-        for name, value in zip(counts, (units, pixels, read, written), strict=False):
-            counts[name] += value
-        counts["peak_rss_bytes"] = max(counts["peak_rss_bytes"], rss)
-
-    def read(self) -> dict[str, int]:
-        """The counts so far."""
-        return dict(self._counts)
-
-
-@contextmanager
-def metered(
-    stage: str, total: int, unit: str
-) -> Iterator[tuple[ActorHandle[Any], Callable[[], dict[str, Any]]]]:
-    """A meter whose count is shown as progress: done/total, rate, time left.
-
-    Yields:
-        The meter's handle, and a function that gives the stage's record so far.
-    """
-    meter = Meter.remote()  # type: ignore[attr-defined]
-    begun, stop = time.monotonic(), threading.Event()
-    shown = sys.stderr.isatty()
-    bar = tqdm(
-        total=total, desc=f"{stage:9}", unit=f" {unit}", file=sys.stderr, mininterval=0.2 if shown else 10,
-        dynamic_ncols=shown, ascii=not shown, leave=True,
-    )  # fmt: skip
-
-    def show() -> None:
-        done = ray.get(meter.read.remote())["units"]
-        bar.update(min(done, total) - bar.n)
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            show()
-
-    def record() -> dict[str, Any]:
-        counts: dict[str, Any] = ray.get(meter.read.remote())
-        counts["peak_rss_bytes"] = max(counts["peak_rss_bytes"], peak_rss())
-        del counts["units"]
-        counts["wall_s"] = time.monotonic() - begun
-        return counts
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield meter, record
-        show()
-    finally:
-        stop.set()
-        watcher.join()
-        bar.close()
-        ray.kill(meter)

@@ -43,6 +43,13 @@ class MapConfig(_Section):
     """Pixels that the ensemble classifies at once."""
 
 
+class PolygonConfig(_Section):
+    """The map as polygons."""
+
+    min_px: int | None = Field(default=None, ge=1)
+    """Smallest patch of map.gpkg, pixels; absent: no polygons."""
+
+
 class ClusterConfig(_Section):
     """Who does the work. Workers and threads can touch results in the last bits; actors never do."""
 
@@ -74,6 +81,7 @@ class Config(_Section):
     fusion: FusionConfig = FusionConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     map: MapConfig = MapConfig()
+    polygons: PolygonConfig = PolygonConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
@@ -188,7 +196,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "extract": ("seed", "patches", "features", "split", "purify"),
     "classify": ("seed", "fusion", "classifier"),
     "map": ("patches", "map"),
-    "report": (),
+    "report": ("polygons",),
 }
 """The stages in order, and the sections that each one's result depends on (besides earlier stages)."""
 

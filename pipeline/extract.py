@@ -11,16 +11,18 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
+from ray.actor import ActorHandle
 from zarr.codecs import ZstdCodec
 
 from mtmsd.features import feature_width
 from mtmsd.purify import ClassMeans, Selection, select
 from mtmsd.split import TEST, TRAIN, UNUSED
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.cluster import Shares, metered, peak_rss, share_out
+from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
 from pipeline.georeference import consolidate
 from pipeline.labels import labelled_split
+from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP, Reduced, WindowReader
 from pipeline.scene import Scene
 from pipeline.trained import make_extractor
@@ -54,12 +56,12 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         selection = Selection.from_json(read_json(folder.selection))
         _create(config, folder, (y, x, label, split), selection)
         todo = folder.todo("extract", range(len(reader)))
-        meter.add.remote(len(reader) - len(todo), 0, 0, 0, 0)
+        meter.skip.remote(len(reader) - len(todo))
         if todo:
             source = UnitSource("extract: windows", todo, reader, reader.row_bytes)
             rows = shares.through_actors(
                 read_units(source), len(todo), _FeatureActor,
-                (config, folder, shares.gpu, selection, reader.starts),
+                (config, folder, shares.gpu, meter, selection, reader.starts),
             )  # fmt: skip
             write_units(
                 rows, ChunkSink("extract: marks", folder.features, _nothing, folder.markers("extract"), meter)
@@ -75,7 +77,15 @@ def _class_rows(scene: Scene) -> list[tuple[int, str, str]]:
 class _Pixels:
     """Features of a unit's pixels, a few at a time and in their order."""
 
-    def __init__(self, config: Config, folder: RunFolder, gpu: bool, selection: Selection | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        gpu: bool,
+        meter: ActorHandle[Any],
+        selection: Selection | None,
+    ) -> None:
+        self._meter = meter
         torch.set_num_threads(config.cluster.threads)
         self._extract = make_extractor(config, folder, gpu, selection)
 
@@ -86,6 +96,7 @@ class _Pixels:
         window, offset = (torch.tensor(batch[key][0][:pixels]) for key in ("window", "offset"))
         for start in range(0, count, at_once):
             features = self._extract(windows[start : start + at_once])
+            self._meter.add.remote(0, 0, 0, 0, 0, features.pooled_NTK.shape[0] * features.pooled_NTK.shape[1])
             first, last = np.searchsorted(window, [start, start + at_once])
             for place in range(first, last, GROUP):
                 mine = slice(place, min(place + GROUP, last))
@@ -101,10 +112,11 @@ class _MeansActor:
         config: Config,
         folder: RunFolder,
         gpu: bool,
+        meter: ActorHandle[Any],
         position: NDArray[np.int64],
         starts: NDArray[np.int64],
     ) -> None:
-        self._pixels = _Pixels(config, folder, gpu, None)
+        self._pixels = _Pixels(config, folder, gpu, meter, None)
         self._position, self._starts = position, starts
         width = feature_width(config.unet, config.features.stages, config.patches.side)
         self._shape = int(position.max()) + 1, len(config.features.timesteps), width
@@ -124,13 +136,16 @@ class _FeatureActor:
     """Pixels of a unit -> their purified features, written here: they never travel."""
 
     def __init__(
-        self, config: Config, folder: RunFolder, gpu: bool, selection: Selection, starts: NDArray[np.int64]
+        self,
+        config: Config,
+        folder: RunFolder,
+        gpu: bool,
+        meter: ActorHandle[Any],
+        selection: Selection,
+        starts: NDArray[np.int64],
     ) -> None:
-        self._pixels, self._starts, self._path = (
-            _Pixels(config, folder, gpu, selection),
-            starts,
-            folder.features,
-        )
+        self._pixels = _Pixels(config, folder, gpu, meter, selection)
+        self._starts, self._path = starts, folder.features
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         group: Any = zarr.open_group(self._path, mode="r+", use_consolidated=False)
@@ -164,7 +179,7 @@ def _choose(
     source = UnitSource("extract: training windows", units, learning, learning.row_bytes)
     rows = shares.through_actors(
         read_units(source), len(units), _MeansActor,
-        (config, folder, shares.gpu, position, learning.starts),
+        (config, folder, shares.gpu, meter, position, learning.starts),
     )  # fmt: skip
     width = feature_width(config.unet, config.features.stages, config.patches.side)
     shape = int(position.max()) + 1, len(config.features.timesteps), width

@@ -1,9 +1,10 @@
-"""Turn a cube in a MATLAB, NumPy, GeoTIFF or ENVI file, with its labels, into a Zarr scene."""
+"""Turn flight lines and images of many formats, with their labels, into one Zarr scene."""
 
 import os
 import sys
+import warnings
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,119 +14,97 @@ if __name__ == "__main__":
 
 import click
 import numpy as np
+from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline import ingest_labels, ingest_options
-from pipeline.classes import ClassTable
+from pipeline import ingest_bands, ingest_options
 from pipeline.errors import UserError, run_command
-from pipeline.georeference import coarser, parse_crs
+from pipeline.georeference import parse_crs
+from pipeline.ingest_describe import describe
+from pipeline.ingest_ground_truth import scene_labels
+from pipeline.ingest_mosaic import mosaic
+from pipeline.ingest_options import Options
+from pipeline.ingest_read import read_cube
 from pipeline.scene import Scene, open_scene, write_scene
-from pipeline.sources import matlab, numpy_file, raster
-from pipeline.sources.layout import Cube, LabelMap
+from pipeline.sources.layout import Cube
 
-_FORMATS = "MATLAB .mat, NumPy .npy, GeoTIFF .tif or ENVI (.hdr or its data file)"
 _CUBE_AXES = ("yxb", "xyb", "byx", "bxy", "ybx", "xby")
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line of ingest; every field is the option of its name."""
-
-    variable: str | None = None
-    axes: str = "yxb"
-    labels: Path | None = None
-    labels_variable: str | None = None
-    labels_axes: str = "yx"
-    purity: float = 0.75
-    classes: Path | None = None
-    drop_unlisted: bool = False
-    crs: str | None = None
-    transform: str | None = None
-    pixel_size: str | None = None
-    origin: str | None = None
-    wavelengths: str | None = None
-    scale_factor: float | None = None
-    fill: float | None = None
-    drop_bands: str | None = None
-    chunk: int = 128
-
-
-def ingest(source: Path, target: Path, options: Options) -> Scene:
-    """Write the scene of a source file and return it, opened; data pass block by block.
+def ingest(sources: list[Path], target: Path, options: Options) -> Scene:
+    """Write the scene of one or several source files and return it, opened; data pass block by block.
 
     Raises:
         UserError: A file, an option or a combination of them does not fit.
     """
     if target.exists():
         raise UserError(f"scene {target}: exists already; choose another path or remove it")
-    cube = read_cube(source, options)
-    bands = cube.data.shape[0]
-    dropped = ingest_options.parse_bands(options.drop_bands, bands)
-    kept = [band for band in range(bands) if band not in set(dropped)]
-    wavelength_nm = cube.wavelength_nm
-    if options.wavelengths is not None:
-        wavelength_nm = ingest_options.parse_wavelengths(options.wavelengths, bands)
-    placed = ingest_options.parse_transform(options.transform, options.pixel_size, options.origin)
-    cube = replace(
-        cube,
-        crs_wkt=ingest_options.one_crs(options.crs, cube.crs_wkt, str(source)),
-        transform=ingest_options.one_transform(placed, cube.transform, str(source)),
-    )
-    scale = options.scale_factor if options.scale_factor is not None else cube.scale_factor
-    attributes: dict[str, Any] = {"source": source.name}
-    if dropped:
-        attributes["dropped_bands"] = dropped
-        click.echo(f"left out: bands {options.drop_bands}, {len(dropped)} of {bands}")
+    cube, attributes = _one_cube(sources, options)
     with scheduler():
+        # Bands are chosen first: noise is measured on the source.
+        dropped = ingest_bands.dropped_bands(cube, cube.wavelength_nm, options)
+        bands = cube.data.shape[0]
+        gone = sorted(band for some in dropped.values() for band in some)
+        kept = [band for band in range(bands) if band not in set(gone)]
+        for reason, some in dropped.items():
+            click.echo(f"left out: bands {ingest_bands.ranges(some)}, {len(some)} of {bands} ({reason})")
+        if gone:
+            attributes["dropped_bands"] = gone
+            attributes["dropped_why"] = {why: ingest_bands.ranges(some) for why, some in dropped.items()}
         labels, classes = None, None
         if options.labels is not None:
             labels, classes = scene_labels(options.labels, cube, options)
             attributes["labels_source"] = options.labels.name
         write_scene(
             target,
-            cube.data[kept] if dropped else cube.data,
-            wavelength_nm=[wavelength_nm[band] for band in kept] if wavelength_nm else None,
-            crs=cube.crs_wkt,
+            cube.data[kept] if gone else cube.data,
+            wavelength_nm=[cube.wavelength_nm[band] for band in kept] if cube.wavelength_nm else None,
+            crs=ingest_options.registered_crs(cube.crs_wkt) if cube.crs_wkt else None,
             transform=cube.transform,
             labels=labels,
             classes=classes,
-            scale_factor=scale,
+            scale_factor=cube.scale_factor,
             add_offset=cube.add_offset,
-            fill_value=ingest_options.stored_fill(options.fill, cube.fill, cube.data.dtype),
+            fill_value=cube.fill,
             attributes=attributes,
             chunk=options.chunk,
         )
     return open_scene(str(target))
 
 
-def read_cube(path: Path, options: Options) -> Cube:
-    """Open a source file of any format as a lazy cube; UserError when it is none."""
-    match _format(path):
-        case "matlab":
-            return matlab.read_cube(path, options.variable, options.axes, options.chunk)
-        case "numpy":
-            return numpy_file.read_cube(path, options.axes, options.chunk)
-        case _:
-            return raster.read_cube(path, options.chunk)
+def _one_cube(sources: list[Path], options: Options) -> tuple[Cube, dict[str, Any]]:
+    """Return the cube of the sources, with what the options say of them, and the scene's attributes."""
+    twice = [source for source in sources if sources.count(source) > 1]
+    if twice:
+        raise UserError(f"{twice[0]} stands twice among the sources; name each once")
+    if len(sources) > 1 and (options.transform, options.pixel_size, options.origin) != (None, None, None):
+        raise UserError("--transform, --pixel-size, --origin: one place cannot fit several flight lines")
+    cubes = [_with_options(read_cube(source, options), source, options) for source in sources]
+    for source, cube in zip(sources, cubes, strict=True):
+        for note in cube.notes:
+            click.echo(f"{source.name}: {note}")
+    if len(sources) == 1:
+        return cubes[0], {"source": sources[0].name}
+    whole, about = mosaic(cubes, [str(source) for source in sources], options)
+    for note in whole.notes:
+        click.echo(note)
+    return whole, {"source": ", ".join(source.name for source in sources), **about}
 
 
-def scene_labels(path: Path, cube: Cube, options: Options) -> tuple[Any, ClassTable | None]:
-    """Return the labels on the grid of the cube, as a dask array, and their classes.
-
-    Raises:
-        UserError: The labels do not fit the cube, the class file or the options.
-    """
-    found = _read_labels(path, options)
-    k = ingest_labels.refinement(found.data.shape, cube.data.shape[1:], str(path))
-    _check_place(found, cube, k, path)
-    labels = ingest_labels.to_codes(found.data, found.fill, str(path))
-    table = found.classes
-    if options.classes is not None:
-        listed = ingest_labels.read_class_file(options.classes)
-        labels = ingest_labels.recode(labels, listed, options.drop_unlisted, str(path))
-        table = listed.table
-    elif table is not None:
-        table = ingest_labels.with_unnamed(table, labels)
-    return ingest_labels.pure_labels(labels, k, options.purity), table
+def _with_options(cube: Cube, source: Path, options: Options) -> Cube:
+    """Return a cube with the place, wavelengths, scale and fill that the options give it."""
+    bands = cube.data.shape[0]
+    wavelength_nm = cube.wavelength_nm
+    if options.wavelengths is not None:
+        wavelength_nm = ingest_options.parse_wavelengths(options.wavelengths, bands)
+    placed = ingest_options.parse_transform(options.transform, options.pixel_size, options.origin)
+    return replace(
+        cube,
+        crs_wkt=ingest_options.one_crs(options.crs, cube.crs_wkt, str(source)),
+        transform=ingest_options.one_transform(placed, cube.transform, str(source)),
+        wavelength_nm=wavelength_nm,
+        scale_factor=options.scale_factor if options.scale_factor is not None else cube.scale_factor,
+        fill=ingest_options.stored_fill(options.fill, cube.fill, cube.data.dtype),
+    )
 
 
 def scheduler() -> AbstractContextManager[Any]:
@@ -163,71 +142,51 @@ def summary(scene: Scene) -> str:
     return "\n".join(lines)
 
 
-def _format(path: Path) -> str:
-    """Return "matlab", "numpy" or "raster"; UserError for a missing or unknown file."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    if path.suffix.lower() == ".mat":
-        return "matlab"
-    if path.suffix.lower() == ".npy":
-        return "numpy"
-    headers = (path.with_suffix(".hdr"), path.with_name(f"{path.name}.hdr"))
-    if path.suffix.lower() in (".tif", ".tiff") or any(h.is_file() for h in headers):
-        return "raster"
-    raise UserError(f"{path}: unknown format; expected {_FORMATS}")
-
-
-def _read_labels(path: Path, options: Options) -> LabelMap:
-    """Open a label file of any format."""
-    match _format(path):
-        case "matlab":
-            return matlab.read_labels(path, options.labels_variable, options.labels_axes)
-        case "numpy":
-            return numpy_file.read_labels(path, options.labels_axes)
-        case _:
-            return raster.read_labels(path)
-
-
-def _check_place(labels: LabelMap, cube: Cube, k: int, path: Path) -> None:
-    """Raise UserError when labels and cube both have a place on Earth and it differs."""
-    advice = "reproject or cut the labels to the grid of the image"
-    if labels.crs_wkt and cube.crs_wkt:
-        own, image = parse_crs(labels.crs_wkt, str(path)), parse_crs(cube.crs_wkt, "the image")
-        if not ingest_options.same_crs(own, image):
-            raise UserError(
-                f"{path}: geographic conflict: expected the CRS of the image, {image.name}, "
-                f"found {own.name}; {advice}"
-            )
-    if labels.transform and cube.transform:
-        grid = coarser(labels.transform, k)
-        if not ingest_options.same_transform(cube.transform, grid):
-            raise UserError(
-                f"{path}: geographic conflict: expected labels that, {k} to a side of a pixel, "
-                f"give the transform {cube.transform} of the image, found {grid}; {advice}"
-            )
-
-
-_EXISTING = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("paths", nargs=-1, metavar="SOURCE... SCENE", type=_EXISTING)
-@click.option("--variable", help="Array of a .mat file [default: the 3-D one with most bands].")
+@click.argument("paths", nargs=-1, metavar="SOURCE... SCENE", type=_PATH)
+@click.option(
+    "--describe", "only_describe", is_flag=True, help="Print what is in each SOURCE; write nothing."
+)
+@click.option(
+    "--variable", help="Array of a .mat, NetCDF, HDF5 or Zarr source [default: the 3-D one with most bands]."
+)
 @click.option(
     "--axes",
     type=click.Choice(_CUBE_AXES),
-    default="yxb",
-    show_default=True,
-    help="Order of the axes of a .mat (as MATLAB shows it) or .npy cube.",
+    help="Order of the axes of a cube without named ones; "
+    "of .mat as MATLAB shows it [default for .mat and .npy: yxb].",
 )
-@click.option("--labels", type=_EXISTING, help="Label map, in any of the formats; 0 = unlabelled.")
-@click.option("--labels-variable", help="Array of a .mat label file [default: the only 2-D one].")
+@click.option(
+    "--labels",
+    type=_PATH,
+    help="Label map in any of the formats, 0 = unlabelled; or polygons or points "
+    "(GeoPackage, GeoJSON, Shapefile, FlatGeobuf).",
+)
+@click.option("--labels-variable", help="Array of a label file with several [default: the only 2-D one].")
 @click.option(
     "--labels-axes",
     type=click.Choice(("yx", "xy")),
     default="yx",
     show_default=True,
-    help="Order of the axes of .mat or .npy labels.",
+    help="Order of the axes of labels without named ones.",
+)
+@click.option("--labels-layer", help="Layer of a vector file [default: the only one].")
+@click.option(
+    "--labels-column", help="Column with the classes, whole numbers or text [default: found by its name]."
+)
+@click.option("--labels-crs", help="CRS of a vector file that states none.")
+@click.option(
+    "--all-touched",
+    is_flag=True,
+    help="Polygons label every pixel that they touch, not only those whose centre they hold.",
+)
+@click.option(
+    "--warp-labels",
+    is_flag=True,
+    help="Carry a label map on another grid or in another CRS over to that of the image: nearest label.",
 )
 @click.option(
     "--purity",
@@ -236,8 +195,8 @@ _EXISTING = click.Path(path_type=Path)
     show_default=True,
     help="Labels finer than the pixels: least share of a pixel's majority class.",
 )
-@click.option("--classes", type=_EXISTING, help="YAML list of {code, name, color, source}.")
-@click.option("--drop-unlisted", is_flag=True, help="Unlabel codes that --classes lacks.")
+@click.option("--classes", type=_PATH, help="YAML list of {code, name, color, source}.")
+@click.option("--drop-unlisted", is_flag=True, help="Unlabel classes that --classes lacks.")
 @click.option("--crs", help="Such as EPSG:26915, where the source names none.")
 @click.option("--transform", help="a,b,c,d,e,f: x = a col + b row + c, y = d col + e row + f.")
 @click.option("--pixel-size", help="SIZE or X,Y in units of the CRS; with --origin.")
@@ -246,23 +205,52 @@ _EXISTING = click.Path(path_type=Path)
 @click.option("--scale-factor", type=float, help="Reflectance per stored unit.")
 @click.option("--fill", type=float, help="Stored value that means no data.")
 @click.option("--drop-bands", help="Bands to leave out, counted from 0, such as 0-3,100.")
+@click.option("--drop-wavelengths", help="Ranges in nm to leave out, such as 1340-1450,1800-1960.")
 @click.option(
-    "--chunk",
-    type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    help="Pixels to a side of a chunk.",
+    "--drop-noisy",
+    type=click.FloatRange(0),
+    metavar="SNR",
+    help="Leave out bands whose measured signal-to-noise ratio is below SNR.",
 )
-def command(paths: tuple[Path, ...], **options: Any) -> None:
-    """Write SCENE, a Zarr group, from SOURCE: MATLAB, NumPy, GeoTIFF or ENVI."""
-    if len(paths) < 2:
-        raise UserError(f"expected SOURCE and SCENE, found {len(paths)} path; see --help")
-    if len(paths) > 2:
-        raise UserError(
-            f"expected one SOURCE, found {len(paths) - 1}: mosaicking is not supported yet; "
-            "join them first, for example with gdal_merge.py or gdalbuildvrt"
-        )
-    click.echo(summary(ingest(paths[0], paths[1], Options(**options))))
+@click.option("--keep-bad-bands", is_flag=True, help="Keep the bands that the source lists as bad.")
+@click.option(
+    "--overlap",
+    type=click.Choice(("first", "last", "mean")),
+    default="first",
+    show_default=True,
+    help="Several SOURCEs: what a pixel takes that several of them show.",
+)
+@click.option(
+    "--resampling",
+    type=click.Choice(("nearest", "bilinear")),
+    default="nearest",
+    show_default=True,
+    help="Several SOURCEs: how those on another grid than the first are resampled.",
+)
+@click.option(
+    "--balance", is_flag=True, help="Several SOURCEs: one gain for each of them and band, from overlaps."
+)
+@click.option(
+    "--chunk", type=click.IntRange(1), default=128, show_default=True, help="Pixels to a side of a chunk."
+)
+def command(paths: tuple[Path, ...], only_describe: bool, **options: Any) -> None:
+    """Write SCENE, a Zarr group, from SOURCE: ENVI, GeoTIFF, NetCDF, HDF5, MATLAB, NumPy or Zarr.
+
+    Several SOURCEs are flight lines of one area and become one mosaic on the grid of the first.
+    """  # fmt: skip
+    given = Options(**options)
+    with warnings.catch_warnings():
+        # A raster without a place is a plain image here; threads read, and share these filters.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        if only_describe:
+            if not paths:
+                raise UserError("--describe: expected SOURCE, found no path; see --help")
+            for path in paths:
+                click.echo(describe(path, given))
+            return
+        if len(paths) < 2:
+            raise UserError(f"expected SOURCE and SCENE, found {len(paths)} path; see --help")
+        click.echo(summary(ingest(list(paths[:-1]), paths[-1], given)))
 
 
 def main(arguments: list[str] | None = None) -> int:

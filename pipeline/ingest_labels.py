@@ -17,22 +17,26 @@ Codes = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class ClassEntry(BaseModel):
-    """One class of a class file; ``source`` is its code in the label file, by default ``code``."""
+    """One class of a class file; ``source`` is its code or text in the label file.
+
+    By default the code is ``code`` and the text is ``name``.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     code: int = Field(ge=1, le=65535)
     name: str = Field(min_length=1)
     color: str | None = Field(default=None, pattern=r"^#[0-9a-fA-F]{6}$")
-    source: int | None = None
+    source: int | str | None = None
 
 
 @dataclass(frozen=True)
 class ClassFile:
-    """The classes of a scene and the code in the scene for each code of the label file."""
+    """The classes of a scene and the code in the scene for each code, or text, of the label file."""
 
     table: ClassTable
     code_of_source: dict[int, int]
+    code_of_text: dict[str, int]
 
 
 def read_class_file(path: Path) -> ClassFile:
@@ -54,14 +58,16 @@ def read_class_file(path: Path) -> ClassFile:
             f"class file {path}: expected a list of {{code, name, color, source}}, found at "
             f"{place}: {first['msg']}"
         ) from error
-    sources = [entry.code if entry.source is None else entry.source for entry in entries]
-    for name, values in (("code", [entry.code for entry in entries]), ("source", sources)):
-        twice = sorted({value for value in values if values.count(value) > 1})
+    sources: list[int | str] = [entry.code if entry.source is None else entry.source for entry in entries]
+    codes: list[int | str] = [entry.code for entry in entries]
+    for name, values in (("code", codes), ("source", sources)):
+        twice = sorted({value for value in values if values.count(value) > 1}, key=str)
         if twice:
             raise UserError(f"class file {path}: {name} {twice} stands twice; keep each once")
     table = table_of((e.code, e.name, e.color.lower() if e.color else None) for e in entries)
-    pairs = {s: entry.code for s, entry in zip(sources, entries, strict=True)}
-    return ClassFile(table, pairs)
+    pairs = {s: entry.code for s, entry in zip(sources, entries, strict=True) if isinstance(s, int)}
+    texts = {e.source if isinstance(e.source, str) else e.name: e.code for e in entries}
+    return ClassFile(table, pairs, texts)
 
 
 def to_codes(labels: Any, fill: float | None, where: str) -> Any:
@@ -125,7 +131,7 @@ def refinement(labels: tuple[int, int], pixels: tuple[int, int], where: str) -> 
         raise UserError(
             f"{where}: labels must be as large as the image, {pixels[0]} x {pixels[1]} pixels "
             f"(y, x), or a whole multiple of it, found {labels[0]} x {labels[1]}; "
-            "resample or cut them first"
+            "resample or cut them first, or give --warp-labels where both have a place on Earth"
         )
     return k
 

@@ -1,6 +1,7 @@
-"""The words of the ingest command line that are more than a number or a name."""
+"""The command line of ingest as a value, and its words that are more than a number or a name."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,40 @@ import pyproj
 
 from pipeline.errors import UserError
 from pipeline.georeference import Transform, parse_crs
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of ingest; every field is the option of its name."""
+
+    variable: str | None = None
+    axes: str | None = None
+    labels: Path | None = None
+    labels_variable: str | None = None
+    labels_axes: str = "yx"
+    labels_layer: str | None = None
+    labels_column: str | None = None
+    labels_crs: str | None = None
+    all_touched: bool = False
+    warp_labels: bool = False
+    purity: float = 0.75
+    classes: Path | None = None
+    drop_unlisted: bool = False
+    crs: str | None = None
+    transform: str | None = None
+    pixel_size: str | None = None
+    origin: str | None = None
+    wavelengths: str | None = None
+    scale_factor: float | None = None
+    fill: float | None = None
+    drop_bands: str | None = None
+    drop_wavelengths: str | None = None
+    drop_noisy: float | None = None
+    keep_bad_bands: bool = False
+    overlap: str = "first"
+    resampling: str = "nearest"
+    balance: bool = False
+    chunk: int = 128
 
 
 def parse_numbers(text: str, count: int, option: str) -> tuple[float, ...]:
@@ -166,3 +201,12 @@ def same_transform(one: Transform, other: Transform) -> bool:
     size = abs(one[0] * one[4] - one[1] * one[3]) ** 0.5
     scales = np.allclose(np.take(one, (0, 1, 3, 4)), np.take(other, (0, 1, 3, 4)), 0, size / 1000)
     return scales and max(abs(one[2] - other[2]), abs(one[5] - other[5])) <= size / 2
+
+
+def registered_crs(wkt: str) -> str:
+    """Return "EPSG:…" for a CRS of that registry, in whatever dialect of WKT, else the WKT as it is.
+
+    ENVI and Shapefiles write a dialect: the same CRS in the same words keeps scenes comparable.
+    """
+    code = pyproj.CRS.from_wkt(wkt).to_epsg()
+    return f"EPSG:{code}" if code is not None else wkt

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
+from ray.actor import ActorHandle
 from zarr.codecs import ZstdCodec
 
 from mtmsd.classifier import Prediction
@@ -19,9 +20,10 @@ from mtmsd.purify import Selection
 from mtmsd.windows import blocks_to_tile, windows_of_tile
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.classes import table_of, to_attributes
-from pipeline.cluster import metered, peak_rss, share_out
+from pipeline.cluster import share_out
 from pipeline.config import Config
 from pipeline.export import preview, write_cogs, write_overviews
+from pipeline.progress import metered, peak_rss
 from pipeline.readers import Reduced, TileReader
 from pipeline.scene import Scene, write_georeference
 from pipeline.trained import load_ensemble, make_extractor
@@ -38,13 +40,13 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     with metered("map", len(grid), "tiles") as (meter, record):
         create(folder, scene, grid)
         todo = folder.todo("map", range(len(grid)))
-        meter.add.remote(len(grid) - len(todo), 0, 0, 0, 0)
+        meter.skip.remote(len(grid) - len(todo))
         if todo:
             side = grid.side + config.patches.side - config.patches.stride
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
             tiles = shares.through_actors(
-                read_units(source), len(todo), MapActor, (config, folder, shares.gpu)
+                read_units(source), len(todo), MapActor, (config, folder, shares.gpu, meter)
             )
             sink = ChunkSink("map.zarr", folder.map, _Regions(grid), folder.markers("map"), meter)
             write_units(tiles, sink)
@@ -71,9 +73,11 @@ class _Regions:
 class MapActor:
     """A tile of the reduced cube -> a tile of the map."""
 
-    def __init__(self, config: Config, folder: RunFolder, gpu: bool) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, gpu: bool, meter: ActorHandle[Any] | None = None
+    ) -> None:
         torch.set_num_threads(config.cluster.threads)
-        self._config = config
+        self._config, self._meter = config, meter
         self._ensemble = load_ensemble(config, folder, gpu)
         stored = read_json(folder.selection)
         self._codes = np.asarray(stored["codes"])
@@ -102,6 +106,8 @@ class MapActor:
         for start in range(0, len(wanted), self._extract.batch):
             mine = wanted[start : start + self._extract.batch]
             features = self._extract(torch.from_numpy(np.nan_to_num(windows_NCWW[mine])))
+            if self._meter is not None:
+                self._meter.add.remote(0, 0, 0, 0, 0, len(mine) * features.pooled_NTK.shape[1])
             votes = self._ensemble.window_votes(features.pooled_NTK)
             for i, window in enumerate(mine):
                 for rows, answer in self.answers(features, votes, i):

@@ -1,7 +1,8 @@
 """Overviews of map.zarr: the map at a half, a quarter, … of its resolution, and thumbnails of it.
 
 Class codes are reduced by majority, confidence and entropy by their mean; no data counts in
-neither. The attributes follow the Zarr conventions multiscales, spatial and proj.
+neither. Beside their CF coordinates, groups carry the Zarr conventions of GeoZarr: spatial, proj and, where
+there are overviews, multiscales.
 """
 
 from collections.abc import Iterator
@@ -22,11 +23,13 @@ LAYERS = ("class", "confidence", "entropy")
 SMALL_ENOUGH = 512  # pixels along the larger side of the coarsest overview
 WORTH_IT = 256  # a map up to this size gets no overview
 _CONVENTIONS = {
-    "multiscales": "d35379db-88df-4056-af3a-620245f8e347",
-    "proj": "f17cb550-5864-4468-aeb7-f3180cfb622f",
-    "spatial": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+    "multiscales": ("d35379db-88df-4056-af3a-620245f8e347", "Multiscale layout of zarr datasets"),
+    "spatial": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"),
+    "proj": (
+        "f17cb550-5864-4468-aeb7-f3180cfb622f",
+        "Coordinate reference system information for geospatial data",
+    ),
 }
-_SCHEMA = "https://raw.githubusercontent.com/zarr-conventions/{}/refs/tags/v0.1/schema.json"
 
 
 def overview_steps(height: int, width: int) -> tuple[int, ...]:
@@ -63,7 +66,8 @@ def mean(values: Array) -> Array:
 def write_overviews(map_path: str | Path, scene: Scene) -> None:
     """Add the groups overview_2, overview_4, … to a finished map, each from the one before.
 
-    Overviews that are there already are made anew. Reads and writes chunk by chunk.
+    A small map gets none, but its GeoZarr attributes all the same. Overviews that are there already are
+    made anew. Reads and writes chunk by chunk.
     """
     group = zarr.open_group(map_path, mode="r+", use_consolidated=False)
     attributes = {k: v for k, v in group.attrs.items() if k != "multiscales"}
@@ -78,10 +82,11 @@ def write_overviews(map_path: str | Path, scene: Scene) -> None:
         for name in LAYERS:
             _write_level(layer(finer, name), level)
         write_georeference(level, scene, step=step)
+        level.attrs.put(_spatial(scene, -(-height // step), -(-width // step), step))
         consolidate(level)
         finer = level
-    if steps:
-        group.attrs.put({**attributes, **_multiscales(scene, height, width, steps)})
+    spatial = _spatial(scene, height, width, 1)
+    group.attrs.put({**attributes, **(_multiscales(height, width, steps, spatial) if steps else spatial)})
     consolidate(group)
 
 
@@ -129,6 +134,7 @@ def _write_level(source: ZarrArray, level: zarr.Group) -> None:
         shape=shape,
         chunks=chunks,
         dtype=source.dtype,
+        compressors=source.compressors,
         fill_value=source.fill_value,
         dimension_names=("y", "x"),
         attributes=dict(source.attrs),
@@ -141,41 +147,57 @@ def _write_level(source: ZarrArray, level: zarr.Group) -> None:
         target[y, x] = majority(fine) if whole else mean(fine)
 
 
-def _multiscales(scene: Scene, height: int, width: int, steps: tuple[int, ...]) -> dict[str, Any]:
-    """Return the attributes of the Zarr conventions multiscales, spatial and proj."""
-    layout: list[dict[str, Any]] = []
-    for number, step in enumerate((1, *steps)):
-        asset = "." if step == 1 else f"overview_{step}"
-        level: dict[str, Any] = {
-            "asset": asset,
-            "transform": {"scale": [1.0, 1.0] if step == 1 else [2.0, 2.0]},
-            "spatial:shape": [-(-height // step), -(-width // step)],
-        }
-        if step > 1:
-            level["derived_from"] = layout[number - 1]["asset"]
-        if scene.transform is not None:
-            level["spatial:transform"] = list(coarser(scene.transform, step))
-        layout.append(level)
-    described: dict[str, Any] = {
-        "multiscales": {"layout": layout, "resampling_method": "mode"},
-        "spatial:dimensions": ["y", "x"],
-        "spatial:shape": [height, width],
-    }
+def _spatial(scene: Scene, height: int, width: int, step: int) -> dict[str, Any]:
+    """Return the attributes of the Zarr conventions spatial and proj for a group, at one level.
+
+    spatial:registration is left at its default, "pixel": stated, it makes GDAL warn of odd sizes.
+    """
+    described: dict[str, Any] = {"spatial:dimensions": ["y", "x"], "spatial:shape": [height, width]}
+    used = ["spatial"]
     if scene.transform is not None:
-        described["spatial:transform"] = list(scene.transform)
-        described["spatial:registration"] = "pixel"
-    used = {"multiscales", "spatial"}
+        a, b, c, d, e, f = transform = coarser(scene.transform, step)
+        x, y = ([0, a * width, b * height, a * width + b * height],
+                [0, d * width, e * height, d * width + e * height])  # fmt: skip
+        described["spatial:transform"] = list(transform)
+        described["spatial:bbox"] = [c + min(x), f + min(y), c + max(x), f + max(y)]
     if scene.crs_wkt is not None:
         crs = pyproj.CRS.from_wkt(scene.crs_wkt)
-        authority = crs.to_authority()
-        if authority is not None:
-            described["proj:code"] = ":".join(authority)
-        else:
-            described["proj:wkt2"] = crs.to_wkt()
-        used.add("proj")
-    described["zarr_conventions"] = [
-        {"name": name, "uuid": uuid, "schema_url": _SCHEMA.format(name)}
-        for name, uuid in _CONVENTIONS.items()
-        if name in used
-    ]
-    return described
+        code = ":".join(crs.to_authority() or ())
+        described |= {"proj:code": code} if code else {"proj:wkt2": crs.to_wkt("WKT2_2019")}
+        used.append("proj")
+    return described | {"zarr_conventions": [_convention(name) for name in used]}
+
+
+def _multiscales(height: int, width: int, steps: tuple[int, ...], spatial: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a map with overviews: those of spatial and proj, and multiscales.
+
+    The full resolution is named by its array, overviews by their groups, as GDAL does it: readers find
+    the array of the same name in each group.
+    """
+    layout: list[dict[str, Any]] = []
+    for step in (1, *steps):
+        level: dict[str, Any] = {
+            "asset": LAYERS[0] if step == 1 else f"overview_{step}",
+            "transform": {"scale": [1.0, 1.0] if step == 1 else [2.0, 2.0], "translation": [0.0, 0.0]},
+            "spatial:shape": [-(-height // step), -(-width // step)],
+        }
+        if layout:
+            level["derived_from"] = layout[-1]["asset"]
+        if "spatial:transform" in spatial:
+            level["spatial:transform"] = list(coarser(spatial["spatial:transform"], step))
+        layout.append(level)
+    conventions = [_convention("multiscales"), *spatial["zarr_conventions"]]
+    described = {"multiscales": {"layout": layout, "resampling_method": "mode"}}
+    return spatial | described | {"zarr_conventions": conventions}
+
+
+def _convention(name: str) -> dict[str, str]:
+    uuid, description = _CONVENTIONS[name]
+    base = "https://{}/zarr-conventions/{}"
+    return {
+        "name": name,
+        "uuid": uuid,
+        "schema_url": base.format("raw.githubusercontent.com", f"{name}/refs/tags/v0.1/schema.json"),
+        "spec_url": base.format("github.com", f"{name}/blob/v0.1/README.md"),
+        "description": description,
+    }

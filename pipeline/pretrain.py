@@ -19,8 +19,9 @@ from mtmsd.diffusion import Schedule
 from mtmsd.training import Averaged, make_optimizer, pretrain_step
 from mtmsd.unet import UNet
 from pipeline.artifacts import RunFolder, write_json
-from pipeline.cluster import metered, peak_rss, share_out
+from pipeline.cluster import share_out
 from pipeline.config import Config
+from pipeline.progress import metered, peak_rss
 from pipeline.readers import PatchReader, Reduced
 from pipeline.scene import Scene
 from pipeline.units import Row, UnitSource, read_units
@@ -105,7 +106,8 @@ def _train_loop(settings: dict[str, Any]) -> None:
     model = ray.train.torch.prepare_model(unet, move_to_device=False)
     schedule = Schedule(config.diffusion)
     meter: ActorHandle[Any] | None = settings["meter"] if rank == 0 else None
-    _count(meter, start, 0)
+    if meter is not None:
+        meter.skip.remote(start)
     losses: list[float] = []
     for step, patches in _patches(config, reduced, share, start, device):
         losses.append(
@@ -125,8 +127,9 @@ def _train_loop(settings: dict[str, Any]) -> None:
         last = done == config.pretrain.steps
         saved = done % config.pretrain.checkpoint_every == 0 or last
         if done % _REPORT_EVERY == 0 or saved:
-            _count(meter, len(losses), config.pretrain.batch * config.patches.size**2 * len(losses))
             history.append((done, float(np.mean(losses))))
+            if meter is not None:
+                _count(meter, config, reduced.shape[0], len(losses), history[-1][1])
             losses = []
         if saved:
             state = {
@@ -163,9 +166,11 @@ def _patches(
                 yield int(row["unit"]), torch.tensor(row["patches"], device=device)
 
 
-def _count(meter: ActorHandle[Any] | None, steps: int, pixels: int) -> None:
-    if meter is not None:
-        meter.add.remote(steps, pixels, pixels * 4, 0, peak_rss())
+def _count(meter: ActorHandle[Any], config: Config, components: int, steps: int, loss: float) -> None:
+    patches = config.pretrain.batch * steps
+    pixels = patches * config.patches.size**2
+    meter.add.remote(steps, pixels, pixels * components * 4, 0, peak_rss(), patches)
+    meter.observe.remote(loss=loss)
 
 
 def _checkpoint(state: dict[str, Any] | None, step: int, loss: float) -> None:

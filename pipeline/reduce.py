@@ -8,12 +8,13 @@ import ray.data
 import zarr
 from zarr.codecs import ZstdCodec
 
+from mtmsd.bands import BandMap
 from mtmsd.spectral import Moments, Projection, fit_projection
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.cluster import metered, peak_rss
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.georeference import consolidate
+from pipeline.progress import metered, peak_rss
 from pipeline.readers import SceneReader
 from pipeline.scene import Scene, write_georeference
 from pipeline.units import (
@@ -45,7 +46,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         spectral = read_json(folder.spectral)
         _create(folder, scene, grid, len(spectral["scale"]))
         todo = folder.todo("reduce", range(len(grid)))
-        meter.add.remote(len(grid) - len(todo), 0, 0, 0, 0)
+        meter.skip.remote(len(grid) - len(todo))
         if todo:
             dataset = _tiles("reduce: scene", scene, grid, todo).map_batches(
                 partial(_project, spectral=spectral), batch_size=1, num_cpus=IO_CPUS
@@ -117,7 +118,11 @@ def _tile_moments(batch: Any) -> dict[str, Any]:
 
 
 def _project(batch: Any, spectral: dict[str, Any]) -> Row:
-    cube = batch["cube"][0][np.asarray(spectral["bands_used"])]
+    cube = batch["cube"][0]
+    if "from_scene" in spectral:  # a model's bands, made from those of another scene
+        cube = BandMap.from_json(spectral["from_scene"]).apply(cube)
+    else:
+        cube = cube[np.asarray(spectral["bands_used"])]
     reduced = Projection.from_json(spectral).apply(cube)[None]
     carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
     return carried | {"reduced": reduced, "peak_rss": np.array([peak_rss()])}

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,44 @@ import pyproj
 import zarr
 
 from pipeline import report_images as images
+from pipeline.areas import read_areas, write_areas
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.export import class_image, class_table
 from pipeline.overviews import layer, thumbnail
+from pipeline.polygons import write_polygons
 from pipeline.report_images import Quicklook
+from pipeline.report_text import (
+    Context,
+    area,
+    area_digits,
+    areas_meaning,
+    duration,
+    number,
+    percent,
+    size,
+    split_meaning,
+)
 from pipeline.scene import Scene
+from pipeline.stac import write_item
 
 MAX_SIDE = 1000  # pixels of a picture
-UNKNOWN, SPACE = "\u2013", "\u00a0"  # the space does not break a line
-Context = dict[str, Any]
+
+
+def run(folder: RunFolder, scene: Scene, polygons_min_px: int | None = None) -> dict[str, Any]:
+    """Write the areas, the polygons if asked for, the page and the STAC item; returns what was measured."""
+    begun = time.monotonic()
+    write_areas(folder, scene)
+    group = zarr.open_group(folder.map, mode="r", use_consolidated=False)
+    written = [folder.path / "areas.json"]
+    if polygons_min_px is not None:
+        written.append(folder.path / "map.gpkg")
+        write_polygons(folder.map, scene, written[-1], polygons_min_px)
+    written += [write_report(folder.path, scene), write_item(folder, scene, class_table(group))]
+    return {
+        "pixels": scene.height * scene.width, "bytes_read": 0,
+        "bytes_written": sum(path.stat().st_size for path in written),
+        "peak_rss_bytes": 0, "wall_s": time.monotonic() - begun,
+    }  # fmt: skip
 
 
 def write_report(run_dir: Path, scene: Scene) -> Path:
@@ -33,7 +63,7 @@ def write_report(run_dir: Path, scene: Scene) -> Path:
         scene: The scene that was mapped.
     """
     folder = RunFolder(run_dir)
-    run = _json(folder.run, {})
+    run: Context = _json(folder.run, {})
     look = images.quicklook(scene, folder.reduced, MAX_SIDE)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -42,17 +72,21 @@ def write_report(run_dir: Path, scene: Scene) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, number=number, size=size, duration=duration)
+    environment.filters.update(percent=percent, number=number, size=size, duration=duration, area=area)
     page = environment.get_template("report.html").render(
         name=Path(scene.url.rstrip("/")).name.removesuffix(".zarr"),
         scene=_scene_facts(scene),
         wide=scene.width > 2 * scene.height,
+        made=time.strftime("%d %B %Y", time.gmtime()),
         look={"uri": images.data_uri(images.with_alpha(look.rgb, look.valid)), "of": look.caption},
         map=_map(folder),
         metrics=_metrics(folder),
         split=_split(folder, look),
         curves=_curves(folder),
+        areas=_areas(folder),
         stages=_stages(folder),
+        total_s=sum(record.get("wall_s", 0.0) for record in folder.records().values()),
+        machine=run.get("machine", {}),
         command=_command(run.get("command", "")),
         versions=run.get("versions", {}),
         seed=run.get("seed"),
@@ -63,63 +97,6 @@ def write_report(run_dir: Path, scene: Scene) -> Path:
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, path)
     return path
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share in [0, 1] as a percentage, a dash when it is unknown."""
-    unknown = share is None or not math.isfinite(share)
-    return UNKNOWN if unknown else f"{100 * float(share or 0):.{digits}f}{SPACE}%"
-
-
-def number(value: float | None) -> str:
-    """Return a count with thin spaces between thousands, a dash when it is unknown."""
-    return UNKNOWN if value is None else f"{value:,.0f}".replace(",", "\u202f")
-
-
-def size(count: float | None) -> str:
-    """Return bytes in the largest binary unit that keeps the number at 1 or above."""
-    if count is None:
-        return UNKNOWN
-    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{value:.{0 if units[0] == 'B' else 1}f}{SPACE}{units[0]}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as "4.2 s", "3 min 05 s" or "2 h 07 min"."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def split_meaning(metrics: Context) -> str:
-    """Return a sentence or two on what scores on this split stand for."""
-    split, overlap = metrics["split"], metrics.get("overlap")
-    seen = f"{percent(overlap)} of the test pixels have a training pixel inside their patch"
-    if split["protocol"] == "random":
-        known = f"; {seen}" if overlap is not None else ""
-        return (
-            "Test pixels were drawn at random from the same labelled areas as training pixels"
-            f"{known}. Such scores are optimistic: expect less in places without labels."
-        )
-    guard = split.get("guard_px")
-    apart = f", at least {guard + 1} pixels apart" if guard else ""
-    apart = f"Training and test pixels lie in different blocks of the scene{apart}. "
-    if overlap is None:
-        return apart.strip()
-    if overlap == 0:
-        return apart + (
-            "No test pixel has a training pixel inside its patch: the scores stand for places of "
-            "this scene that were not labelled."
-        )
-    return apart + f"Still, {seen}: to that extent the scores are optimistic; widen the guard."
 
 
 def _json(path: Path, otherwise: Any) -> Any:
@@ -157,8 +134,9 @@ def _map(folder: RunFolder) -> Context | None:
     most = math.log(max(2, len(table.codes)))
     scales = [
         ("Confidence", "confidence", 1.0, "1", "viridis", "probability of the class shown"),
-        ("Entropy", "entropy", most, f"ln {len(table.codes)} = {most:.2f}", "magma", "nats"),
-    ]
+        ("Uncertainty", "entropy", most, f"ln {len(table.codes)} = {most:.2f}", "magma",
+         "entropy of the class probabilities in nats; the highest stands for all classes alike"),
+    ]  # fmt: skip
     return {
         "uri": images.data_uri(class_image(codes, table)),
         "legend": list(zip(table.names, table.colors, strict=True)),
@@ -188,14 +166,37 @@ def _metrics(folder: RunFolder) -> Context | None:
         if share is not None
         else f"{number(split.get('train_per_class'))} pixels of each class train"
     )
-    rows = [
-        [{"count": count, "share": count / max(1, sum(row))} for count in row] for row in metrics["confusion"]
+    counts = np.asarray(metrics["confusion"])
+    rows = [[{"count": count, "share": count / max(1, sum(row))} for count in row] for row in counts.tolist()]
+    mapped, right = counts.sum(axis=0), np.diag(counts)
+    users = [right[k] / mapped[k] if mapped[k] else None for k in range(len(counts))]
+    both = mapped + counts.sum(axis=1)
+    f1 = [2 * right[k] / both[k] if both[k] else None for k in range(len(counts))]
+    per_class = [
+        entry | {"users": u, "f1": f} for entry, u, f in zip(metrics["per_class"], users, f1, strict=True)
     ]
     described = (split["protocol"], drawn, f"guard {split.get('guard_px', 0)} px")
     return metrics | {
         "meaning": split_meaning(metrics),
         "drawn": ", ".join([*described, f"seed {split.get('seed', 0)}"]),
-        "rows": list(zip(metrics["per_class"], rows, strict=True)),
+        "per_class": per_class,
+        "rows": list(zip(per_class, rows, strict=True)),
+    }
+
+
+def _areas(folder: RunFolder) -> Context | None:
+    """Return the areas with their classes' colours; None before they are known."""
+    areas = read_areas(folder.path)
+    if areas is None or not folder.map.exists():
+        return None
+    table = class_table(zarr.open_group(folder.map, mode="r", use_consolidated=False))
+    colors = dict(zip(table.codes, table.colors, strict=True))
+    classes = [entry | {"color": colors.get(entry["code"], "none")} for entry in areas["classes"]]
+    return areas | {
+        "classes": classes,
+        "adjusted": "overall_accuracy" in areas,
+        "digits": 0 if areas["surface"] is None else area_digits(areas["total"]),
+        "told": areas_meaning(areas, _json(folder.metrics, None)),
     }
 
 

@@ -22,7 +22,7 @@ TRAIN_COLOR, TEST_COLOR, UNUSED_COLOR = "#ff8c1a", "#3d9bff", "#8f7fb0"
 FALSE_COLOUR_NM = (860.0, 650.0, 550.0)
 TRUE_COLOUR_NM = (640.0, 550.0, 460.0)
 _MAX_SCENE_BYTES = 8 * 2**30  # float32 bytes of a scene that a report still reads as a whole
-_GREY = "#7d8590"  # readable on white and on the dark page alike
+_GREY = "#737b85"  # readable on white and on the dark page alike
 
 
 class Quicklook(NamedTuple):

@@ -7,7 +7,6 @@ pipeline/run.py SCENE`` on a cluster.
 import importlib.metadata
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,8 @@ def main(
         raise UserError("expected a SCENE or --demo, one of the two; see --help")
     folder = RunFolder(Path(out or f"runs/{'demo' if demo else Path(str(scene)).stem}").resolve())
     if model is not None:
+        if Path(model).resolve() == folder.path:
+            raise UserError(f"--out {folder.path}: is the model itself; choose another --out")
         config = model_config(Path(model), config_file, overrides)
     else:
         config = load_config(config_file or (_ROOT / "configs/demo.yaml" if demo else None), overrides)
@@ -103,7 +104,9 @@ def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> Non
     for stage in plan.forget:
         folder.forget(stage)
     if plan.model:
-        adopt_model(plan.model, folder)
+        adopt_model(plan.model, folder, scene)
+        for note in read_json(folder.run)["assumed"]["notes"]:
+            print(note, file=sys.stderr)
     if not plan.todo:
         return
     from pipeline.cluster import ray_session
@@ -122,18 +125,8 @@ def _runners(
     config: Config, folder: RunFolder, scene: Scene, plan: Plan
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """What each stage calls; stages know the run folder, never each other's turn."""
-    from pipeline import classify, extract, pretrain, reduce
+    from pipeline import classify, extract, pretrain, reduce, report
     from pipeline import map as map_stage
-
-    def write_report() -> dict[str, Any]:
-        from pipeline import report
-
-        begun = time.monotonic()
-        page = report.write_report(folder.path, scene)
-        return {
-            "pixels": scene.height * scene.width, "bytes_read": 0, "bytes_written": page.stat().st_size,
-            "peak_rss_bytes": 0, "wall_s": time.monotonic() - begun,
-        }  # fmt: skip
 
     return {
         "reduce": lambda: reduce.run(config, folder, scene),
@@ -141,7 +134,7 @@ def _runners(
         "extract": lambda: extract.run(config, folder, scene),
         "classify": lambda: classify.run(config, folder),
         "map": lambda: map_stage.run(config, folder, scene),
-        "report": write_report,
+        "report": lambda: report.run(folder, scene, config.polygons.min_px),
     }
 
 
@@ -159,7 +152,7 @@ def _summary(folder: RunFolder) -> None:
             f"({metrics['split']['protocol']} split, {metrics['n_train']} training and "
             f"{metrics['n_test']} test pixels)"
         )
-    for name in ("map.zarr", "map.tif", "report.html"):
+    for name in ("map.zarr", "map.tif", "map.gpkg", "report.html"):
         if (folder.path / name).exists():
             print(f"{name:12} {folder.path / name}")
 

@@ -130,22 +130,6 @@ def test_overviews_halve_the_map_and_keep_its_place(tmp_path: Path) -> None:
         assert opened.sizes == {"y": 151, "x": 551}
 
 
-def test_the_group_describes_its_levels(tmp_path: Path) -> None:
-    scene = make_scene(tmp_path / "scene", 40, 530)
-    make_map(tmp_path / "map", scene)
-    write_overviews(tmp_path / "map", scene)
-    attributes: Any = dict(zarr.open_group(tmp_path / "map", mode="r").attrs)
-    layout = attributes["multiscales"]["layout"]
-    assert [level["asset"] for level in layout] == [".", "overview_2"]
-    assert layout[1]["derived_from"] == "."
-    assert layout[1]["transform"] == {"scale": [2.0, 2.0]}
-    assert layout[1]["spatial:shape"] == [20, 265]
-    assert layout[1]["spatial:transform"] == [4.0, 0.0, 1000.0, 0.0, -4.0, 9000.0]
-    assert attributes["proj:code"] == "EPSG:32615"
-    names = {convention["name"] for convention in attributes["zarr_conventions"]}
-    assert names == {"multiscales", "spatial", "proj"}
-
-
 def test_overviews_can_be_made_again(tmp_path: Path) -> None:
     scene = make_scene(tmp_path / "scene", 270, 40)
     group = make_map(tmp_path / "map", scene)
@@ -163,7 +147,6 @@ def test_a_small_map_without_a_place_needs_no_overview(tmp_path: Path) -> None:
     write_overviews(tmp_path / "map", scene)
     group = zarr.open_group(tmp_path / "map", mode="r")
     assert list(group.groups()) == []
-    assert "multiscales" not in group.attrs
 
 
 def test_geotiffs_are_valid_and_complete(tmp_path: Path) -> None:

@@ -171,7 +171,8 @@ def test_dropped_bands_and_scale(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert scene.wavelength_nm == (600, 700, 900)
     np.testing.assert_allclose(scene.read(0, 20, 0, 33), cube()[[2, 3, 5]] * 1e-4, rtol=1e-6)
     attributes = xr.open_zarr(tmp_path / "s").attrs
-    assert attributes == {"source": "c.tif", "dropped_bands": [0, 1, 4]}
+    why = {"--drop-bands": "0-1,4"}
+    assert attributes == {"source": "c.tif", "dropped_bands": [0, 1, 4], "dropped_why": why}
 
 
 def test_summary_counts_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,9 +41,9 @@ def bad_files(path: Path) -> None:
 REFUSED = [
     ("gone.mat s", "gone.mat: no such file"),
     ("c.tif", "expected SOURCE and SCENE, found 1 path"),
-    ("c.tif c.tif s", "found 2: mosaicking is not supported yet"),
+    ("c.tif c.tif s", "c.tif stands twice among the sources"),
     ("c.tif there", "there: exists already"),
-    ("text.txt s", "unknown format; expected MATLAB .mat, NumPy .npy, GeoTIFF .tif or ENVI"),
+    ("text.txt s", "unknown format; expected ENVI (.hdr or its data file), GeoTIFF"),
     ("broken.npy s", "cannot read it as a NumPy array"),
     ("broken.mat s", "cannot read it as a MATLAB file"),
     ("broken.tif s", "cannot read it as a raster"),

@@ -14,18 +14,20 @@ import zarr
 from PIL import Image
 
 from pipeline.classes import ClassTable, to_attributes
-from pipeline.report import duration, number, percent, size, split_meaning, write_report
+from pipeline.report import write_report
+from pipeline.report_text import area, area_digits, duration, number, percent, size, split_meaning
 from pipeline.scene import Scene, open_scene, write_scene
 
 TABLE = ClassTable((3, 8), ("roof <old> & new", "water"), ("#cc0000", "#0000ff"))
 SECTIONS = (
     "Scene and map",
     "How sure the map is",
-    "Training and test pixels",
+    "Area by class",
     "Accuracy by class",
     "Confusion matrix",
+    "Training and test pixels",
     "Training",
-    "Stages",
+    "Time and resources",
     "How to repeat this run",
 )
 
@@ -97,6 +99,26 @@ def run_dir(tmp_path: Path, scene: Scene) -> Path:
             "confusion": [[1110, 124], [0, 0]],
             "overlap": 0.987,
         },
+        "areas.json": {
+            "unit": "ha",
+            "surface": "plane",
+            "total": 0.368,
+            "classes": [
+                {
+                    "code": 3,
+                    "name": TABLE.names[0],
+                    "pixels": 460,
+                    "mapped": 0.184,
+                    "share": 0.5,
+                    "adjusted": 0.2051,
+                    "adjusted_ci95": 0.0123,
+                },
+                {"code": 8, "name": "water", "pixels": 460, "mapped": 0.184, "share": 0.5},
+            ],
+            "overall_accuracy": 0.8,
+            "overall_accuracy_ci95": 0.1,
+            "left_out": ["water"],
+        },
         "pretrain/history.json": [{"step": 1, "images": 64, "loss": 1.5}],
         "classifier/history.json": [
             {"member": m, "epoch": e, "loss": 2.0 / e, "train_accuracy": 0.5} for m in (0, 1) for e in (1, 2)
@@ -117,12 +139,14 @@ class _Page(HTMLParser):
         self.headings: list[str] = []
         self.images: list[str] = []
         self.references: list[str] = []
+        self.ids: list[str | None] = []
         self._open: list[str] = []
         self.feed(text)
         assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag not in ("script", "link", "iframe")
+        self.ids += [v for k, v in attrs if k == "id"]
         if tag not in self.VOID:
             self._open.append(tag)
         if tag == "img":
@@ -164,16 +188,24 @@ def test_a_whole_run_has_every_section_and_its_numbers(run_dir: Path, scene: Sce
         "1 min 05 s",
         "3.0\u00a0GiB",
         "torch",
+        "0.2051\u00a0\u00b1\u00a00.0123",
+        "not a probability sample of the map",
+        "Fewer than two test pixels were mapped as water",
+        "80.0\u00a0% \u00b1 10.0\u00a0%",
+        "94.7\u00a0%",  # F1 of the first class: 2 * 1110 / (1234 + 1110)
     ):
         assert shown in text
     assert "None" not in text
-    assert text.count('<td class="name">reduce</td>') == 1
-    assert '<td class="name">report</td>' not in text
+    assert text.count('<th scope="row" class="name">reduce</th>') == 1
+    assert '<th scope="row" class="name">report</th>' not in text
 
 
 def test_the_page_needs_no_network(run_dir: Path, scene: Scene) -> None:
     text = write_report(run_dir, scene).read_text()
-    assert all(uri.startswith("data:image/png;base64,") for uri in _Page(text).references)
+    page = _Page(text)
+    outside = [uri for uri in page.references if not uri.startswith("#")]
+    assert all(uri.startswith("data:image/png;base64,") for uri in outside)
+    assert {uri[1:] for uri in page.references if uri.startswith("#")} <= set(page.ids)
     assert "default-src 'none'" in text
     assert not re.search(r"https?://|@import|url\(", text)
     assert "prefers-color-scheme: dark" in text
@@ -201,8 +233,9 @@ def test_the_map_picture_has_the_class_colours(run_dir: Path, scene: Scene) -> N
     [
         (["metrics.json"], {"Accuracy by class", "Confusion matrix"}),
         (["features.zarr"], {"Training and test pixels"}),
-        (["map.zarr"], {"Scene and map", "How sure the map is"}),
-        (["stages.json"], {"Stages"}),
+        (["map.zarr"], {"Scene and map", "How sure the map is", "Area by class"}),
+        (["areas.json"], {"Area by class"}),
+        (["stages.json"], {"Time and resources"}),
         (["pretrain/history.json"], set()),
         (["pretrain/history.json", "classifier/history.json"], {"Training"}),
         (["run.json"], set()),
@@ -256,6 +289,10 @@ def test_sentences_about_the_split() -> None:
         (size(1536), "1.5\u00a0KiB"),
         (size(5 * 2**50), "5120.0\u00a0TiB"),
         (size(None), "\u2013"),
+        (area(1234.56, area_digits(5000.0)), "1\u202f235"),
+        (area(0.5, area_digits(9.83)), "0.500"),
+        (area(0.00012, area_digits(0.02)), "0.0001"),
+        (area(None, area_digits(0.0)), "\u2013"),
         (duration(4.25), "4.2 s"),
         (duration(59.99), "60.0 s"),
         (duration(125), "2 min 05 s"),

@@ -46,7 +46,7 @@ def _fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str
         (["nowhere.zarr", "--set", "patches.size=50"], ["patches.size", "multiple of 4", "50"]),
         (["nowhere.zarr", "--set", "features.stages=[1,9]"], ["features.stages", "below 9"]),
         (["nowhere.zarr", "--set", "features.timesteps=[50,1000]"], ["features.timesteps", "1000"]),
-        (["nowhere.zarr", "--set", "patches.stride=5", "--set", "map.tile=64"], ["map.tile", "multiple", "5"]),
+        (["no.zarr", "--set", "patches.stride=5", "--set", "map.tile=64"], ["map.tile", "multiple", "5"]),
         (["no.zarr", "--set", "pretrain.batch=15", "--set", "cluster.train_workers=2"], ["pretrain.batch"]),
         (["nowhere.zarr", "--set", "split.train_fraction=1.5"], ["split.train_fraction", "1.5"]),
     ],

@@ -1,5 +1,6 @@
 """What every source format gives, and how a stored array of any axis order becomes it."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,11 @@ BLOCK_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Cube:
-    """A lazy image: ``data`` is a dask array (band, y, x), the rest what the file says of it."""
+    """A lazy image: ``data`` is a dask array (band, y, x), the rest what the file says of it.
+
+    ``bad_bands``, counted from 0, are those that the file calls bad; ``notes`` is what the user
+    should know about how the file was read.
+    """
 
     data: Any
     fill: float | None = None
@@ -26,6 +31,8 @@ class Cube:
     wavelength_nm: tuple[float, ...] | None = None
     crs_wkt: str | None = None
     transform: Transform | None = None
+    bad_bands: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,28 @@ class StoredArray(Protocol):
         ...
 
 
+class Readable:
+    """A stored array whose reading errors say which file is damaged, and where."""
+
+    def __init__(self, array: StoredArray, where: str) -> None:
+        """Wrap an array; ``where`` is the file and array, for messages."""
+        self._array = array
+        self._where = where
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype: np.dtype[Any] = array.dtype
+        self.ndim: int = array.ndim
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the sliced part as a NumPy array; UserError where it cannot be read."""
+        try:
+            return np.asarray(self._array[index])
+        except (OSError, ValueError, RuntimeError, zlib.error) as error:
+            part = ", ".join(f"{one.start}:{one.stop}" for one in index)
+            raise UserError(
+                f"{self._where}: cannot read [{part}]: {error}; the file is damaged or cut off"
+            ) from error
+
+
 def to_cube(array: StoredArray, axes: str, chunk: int, where: str) -> Any:
     """Return a stored array as a dask array (band, y, x).
 
@@ -82,7 +111,7 @@ def to_cube(array: StoredArray, axes: str, chunk: int, where: str) -> Any:
     size = dict(zip(axes, array.shape, strict=True))
     wide = block_width(size["b"], size["x"], array.dtype, chunk)
     block = {"b": size["b"], "y": min(chunk, size["y"]), "x": wide}
-    lazy = da.from_array(array, chunks=tuple(block[axis] for axis in axes), meta=_meta(array))
+    lazy = _lazy(array, tuple(block[axis] for axis in axes), where)
     return da.transpose(lazy, [axes.index(axis) for axis in "byx"])
 
 
@@ -98,7 +127,7 @@ def to_labels(array: StoredArray, axes: str, where: str) -> Any:
             "name another variable with --labels-variable"
         )
     check_numeric(array.dtype, where)
-    lazy = da.from_array(array, chunks=(2048, 2048), meta=_meta(array))
+    lazy = _lazy(array, (2048, 2048), where)
     return da.transpose(lazy, [axes.index(axis) for axis in "yx"])
 
 
@@ -112,6 +141,11 @@ def check_numeric(dtype: np.dtype[Any], where: str) -> None:
     """Raise UserError unless the type is integer or float."""
     if dtype.kind not in "iuf":
         raise UserError(f"{where} must hold integers or real numbers, found {dtype}; convert it first")
+
+
+def bad_bands(flags: Any) -> tuple[int, ...]:
+    """Return the bands whose flag in a list of good (not 0) and bad (0) bands is 0."""
+    return tuple(int(band) for band in np.flatnonzero(np.asarray(flags, np.float64) == 0))
 
 
 def choose(shapes: dict[str, tuple[int, ...]], name: str | None, axes: str, option: str, path: Path) -> str:
@@ -139,6 +173,8 @@ def choose(shapes: dict[str, tuple[int, ...]], name: str | None, axes: str, opti
     return next(iter(fitting))
 
 
-def _meta(array: StoredArray) -> Any:
-    """Return an empty block, so that dask need not read one to learn its type."""
-    return np.empty((0,) * array.ndim, array.dtype)
+def _lazy(array: StoredArray, chunks: tuple[int, ...], where: str) -> Any:
+    """Return a stored array as a dask array that slices it with slices only."""
+    # An empty block, so that dask need not read one to learn its type.
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    return da.from_array(Readable(array, where), chunks=chunks, meta=meta, fancy=False)

@@ -38,17 +38,17 @@ class Hdf5Array:
 
 def read_cube(path: Path, variable: str | None, axes: str, chunk: int) -> Cube:
     """Open a cube; ``variable`` None takes the 3-D array with most bands."""
-    name = choose(_shapes(path), variable, axes, "--variable", path)
+    name = choose(shapes(path), variable, axes, "--variable", path)
     return Cube(to_cube(_open(path, name), axes, chunk, f"{path}: {name}"))
 
 
 def read_labels(path: Path, variable: str | None, axes: str) -> LabelMap:
     """Open a label map; ``variable`` None takes the only 2-D array."""
-    name = choose(_shapes(path), variable, axes, "--labels-variable", path)
+    name = choose(shapes(path), variable, axes, "--labels-variable", path)
     return LabelMap(to_labels(_open(path, name), axes, f"{path}: {name}"))
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes, in MATLAB's order, of the arrays in a file."""
     try:
         if not h5py.is_hdf5(path):

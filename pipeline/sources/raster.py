@@ -1,20 +1,19 @@
-"""GeoTIFF and ENVI rasters through rioxarray, with CRS, no-data value and wavelengths."""
+"""GeoTIFF and ENVI rasters through rasterio, with CRS, no-data value and wavelengths."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
-import rioxarray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from pipeline.classes import ClassTable, table_of
 from pipeline.errors import UserError
 from pipeline.georeference import Transform
-from pipeline.scene_arrays import NM_PER_UNIT
-from pipeline.sources.layout import Cube, LabelMap, block_width, check_numeric
+from pipeline.sources import raster_bands
+from pipeline.sources.layout import Cube, LabelMap, to_cube, to_labels
 
 _DATA_SUFFIXES = ("", ".img", ".dat", ".raw", ".bin", ".bsq", ".bil", ".bip")
 
@@ -33,66 +32,104 @@ def data_file(path: Path) -> Path:
     )
 
 
+class RasterArray:
+    """A raster (band, y, x) as a sliceable array; it is opened anew for each read, in any thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Look up size and type; UserError when GDAL cannot read the file."""
+        self._path = path
+        with _opened(path) as source:
+            self.shape: tuple[int, ...] = (source.count, source.height, source.width)
+            self.dtype: np.dtype[Any] = np.dtype(source.dtypes[0])
+        self.ndim = 3
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the stored numbers of slices of bands, rows and columns."""
+        bands, rows, columns = (range(*one.indices(n)) for one, n in zip(index, self.shape, strict=True))
+        if not (len(bands) and len(rows) and len(columns)):
+            return np.empty((len(bands), len(rows), len(columns)), self.dtype)
+        window = Window(columns[0], rows[0], len(columns), len(rows))
+        with _opened(self._path) as source:
+            return source.read([band + 1 for band in bands], window=window)
+
+
+class OneBand:
+    """The only band of a raster as a sliceable array (y, x)."""
+
+    def __init__(self, array: RasterArray) -> None:
+        """Wrap a raster of one band."""
+        self._array = array
+        self.shape: tuple[int, ...] = array.shape[1:]
+        self.dtype = array.dtype
+        self.ndim = 2
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the stored numbers of slices of rows and columns."""
+        return self._array[(slice(0, 1), *index)][0]
+
+
 def read_cube(path: Path, chunk: int) -> Cube:
     """Open a raster as a lazy cube.
 
     Raises:
-        UserError: GDAL cannot read it, or its numbers are not real.
+        UserError: GDAL cannot read it, it is cut off, or its numbers are not real.
     """
     path = data_file(path)
+    array = RasterArray(path)
+    data = to_cube(array, "byx", chunk, str(path))
     with _opened(path) as source:
-        dtype = np.dtype(source.dtypes[0])
-        check_numeric(dtype, str(path))
-        wide = block_width(source.count, source.width, dtype, chunk)
-        scale, offset = _packing(source, path)
-        details: dict[str, Any] = {
-            "fill": source.nodata,
-            "scale_factor": scale,
-            "add_offset": offset,
-            "wavelength_nm": _wavelengths(source),
-            "crs_wkt": source.crs.to_wkt() if source.crs else None,
-            "transform": _transform(source),
-        }
-    return Cube(_lazy(path, {"band": -1, "y": chunk, "x": wide}), **details)
+        raster_bands.check_size(source, path)
+        scale, offset, notes = raster_bands.packing(source, path)
+        return Cube(
+            data,
+            fill=source.nodata,
+            scale_factor=scale,
+            add_offset=offset,
+            wavelength_nm=raster_bands.wavelengths(source, path),
+            crs_wkt=source.crs.to_wkt() if source.crs else None,
+            transform=_transform(source),
+            bad_bands=raster_bands.listed_bad(source),
+            notes=notes,
+        )
 
 
 def read_labels(path: Path) -> LabelMap:
     """Open a raster of one band as a lazy label map, with class names and colours if tagged.
 
     Raises:
-        UserError: GDAL cannot read it, or it has several bands.
+        UserError: GDAL cannot read it, it is cut off, or it has several bands.
     """
     path = data_file(path)
+    array = RasterArray(path)
+    if array.shape[0] != 1:
+        raise UserError(f"{path}: a label map must have one band, found {array.shape[0]}")
+    data = to_labels(OneBand(array), "yx", str(path))
     with _opened(path) as source:
-        check_numeric(np.dtype(source.dtypes[0]), str(path))
-        if source.count != 1:
-            raise UserError(f"{path}: a label map must have one band, found {source.count}")
-        details: dict[str, Any] = {
-            "fill": source.nodata,
-            "classes": _classes(source),
-            "crs_wkt": source.crs.to_wkt() if source.crs else None,
-            "transform": _transform(source),
-        }
-    return LabelMap(_lazy(path, {"band": 1, "y": 2048, "x": 2048})[0], **details)
+        raster_bands.check_size(source, path)
+        return LabelMap(
+            data,
+            fill=source.nodata,
+            classes=_classes(source),
+            crs_wkt=source.crs.to_wkt() if source.crs else None,
+            transform=_transform(source),
+        )
+
+
+def driver(path: Path) -> str:
+    """Return the name of the GDAL driver that reads a raster."""
+    with _opened(data_file(path)) as source:
+        return str(source.driver)
 
 
 def _opened(path: Path) -> Any:
-    """Open a raster; UserError when GDAL cannot."""
-    with warnings.catch_warnings():
-        # A raster without a place is a plain image here, which the caller handles.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            return rasterio.open(path)
-        except RasterioError as error:
-            raise UserError(f"{path}: cannot read it as a raster: {error}") from error
+    """Open a raster; UserError when GDAL cannot.
 
-
-def _lazy(path: Path, chunks: dict[str, int]) -> Any:
-    """Return the raster as a dask array (band, y, x) in its stored numbers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        opened: Any = rioxarray.open_rasterio(path, chunks=chunks, cache=False)
-    return opened.data
+    rasterio warns of one without a place, which is a plain image here: callers quiet it.
+    """
+    try:
+        return rasterio.open(path)
+    except RasterioError as error:
+        raise UserError(f"{path}: cannot read it as a raster: {error}") from error
 
 
 def _transform(source: Any) -> Transform | None:
@@ -102,38 +139,6 @@ def _transform(source: Any) -> Transform | None:
     # Adding 0.0 turns the -0.0 of some drivers into 0.0.
     a, b, c, d, e, f = (value + 0.0 for value in tuple(source.transform)[:6])
     return a, b, c, d, e, f
-
-
-def _packing(source: Any, path: Path) -> tuple[float | None, float | None]:
-    """Return the scale and offset of all bands, None where they change nothing."""
-    scales, offsets = set(source.scales), set(source.offsets)
-    if len(scales) > 1 or len(offsets) > 1:
-        raise UserError(
-            f"{path}: all bands must share one scale and offset, found scales {sorted(scales)} "
-            f"and offsets {sorted(offsets)}; unify them first (gdal_translate -unscale)"
-        )
-    scale, offset = scales.pop(), offsets.pop()
-    return (scale if scale != 1 else None), (offset if offset != 0 else None)
-
-
-def _wavelengths(source: Any) -> tuple[float, ...] | None:
-    """Return the wavelengths in nm from the band tags; None unless every band has one."""
-    found = []
-    for band in range(1, source.count + 1):
-        tags = {key.lower(): value for key, value in source.tags(band).items()}
-        unit = tags.get("wavelength_units", tags.get("wavelength_unit", "nm")).lower()
-        micrometres = source.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
-        try:
-            if "wavelength" in tags:
-                # Some writers state no unit; no optical sensor sees below 100 nm.
-                value = float(tags["wavelength"])
-                factor = NM_PER_UNIT.get(unit, 1000.0 if value < 100 else 1.0)
-                found.append(value * factor)
-            elif micrometres is not None:
-                found.append(float(micrometres) * 1000)
-        except ValueError:
-            return None
-    return tuple(round(nm, 6) for nm in found) if len(found) == source.count else None
 
 
 def _classes(source: Any) -> ClassTable | None:

@@ -1,0 +1,141 @@
+"""The arrays of a file that names them, with their dimensions and attributes, and where they lie."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+from pyproj.exceptions import CRSError
+
+from pipeline.errors import UserError
+from pipeline.georeference import Transform, parse_crs
+from pipeline.ingest_options import same_transform
+from pipeline.sources.layout import StoredArray
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array of a file: its path inside the file, dimension names (or ()), attributes, numbers."""
+
+    name: str
+    dims: tuple[str, ...]
+    attributes: dict[str, Any]
+    array: StoredArray
+
+    @property
+    def short(self) -> str:
+        """The name without its groups."""
+        return self.name.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """All arrays of a file and the attributes of its root."""
+
+    path: Path
+    arrays: tuple[Stored, ...]
+    attributes: dict[str, Any]
+
+    def named(self, *names: str) -> Stored | None:
+        """Return the first array of one of these names, in any group."""
+        for name in names:
+            for array in self.arrays:
+                if array.short.lower() == name.lower():
+                    return array
+        return None
+
+
+def crs_of(found: Arrays, image: Stored) -> str | None:
+    """Return the CRS that the grid mapping states, or WGS 84 for latitude and longitude axes."""
+    attributes = _mapping(found, image)
+    for key in ("crs_wkt", "spatial_ref", "proj:wkt2", "proj:code"):
+        if attributes.get(key):
+            return parse_crs(str(attributes[key]), f"{found.path}: attribute {key}").to_wkt()
+    if "grid_mapping_name" in attributes:
+        try:
+            return pyproj.CRS.from_cf(attributes).to_wkt()
+        except (CRSError, KeyError) as error:
+            raise UserError(f"{found.path}: cannot build a CRS from its grid mapping: {error}") from error
+    if {"lat", "lon"} <= set(image.dims) or {"latitude", "longitude"} <= set(image.dims):
+        return pyproj.CRS.from_epsg(4326).to_wkt()
+    return None
+
+
+def _mapping(found: Arrays, image: Stored) -> dict[str, Any]:
+    """Return the attributes of the grid mapping, else those of GeoZarr on the file's root."""
+    named = str(image.attributes.get("grid_mapping", "")).split(":")[0].strip()
+    mapping = found.named(*(name for name in (named, "spatial_ref", "crs") if name))
+    if mapping is not None:
+        return plain_attributes(mapping.attributes)
+    return {
+        key: v
+        for key, v in plain_attributes(found.attributes).items()
+        if key.startswith(("proj:", "spatial:"))
+    }
+
+
+def transform_of(found: Arrays, image: Stored, axes: str) -> tuple[Transform | None, bool]:
+    """Return the transform and whether rows must be turned round.
+
+    What the grid mapping states counts, unless regular coordinates contradict it.
+    """
+    stated = _stated(found, image)
+    ends = []
+    for letter in "yx":
+        axis = found.named(image.dims[axes.index(letter)]) if image.dims else None
+        if axis is None or axis.array.ndim != 1 or axis.array.dtype.kind not in "iuf":
+            return stated, False
+        values = np.asarray(axis.array[:], np.float64)
+        regular = _regular(values) if len(values) > 1 else None
+        if regular is None:
+            return stated, False
+        ends.append(regular)
+    (y, y_step), (x, x_step) = ends
+    top = y + y_step * image.array.shape[axes.index("y")] if y_step > 0 else y
+    given = (x_step, 0.0, x, 0.0, -abs(y_step), top)
+    agrees = stated is not None and same_transform(stated, given)
+    return (stated if agrees else given), y_step > 0
+
+
+def _stated(found: Arrays, image: Stored) -> Transform | None:
+    """Return the transform in GDAL's or GeoZarr's attribute, in rasterio's order."""
+    attributes = _mapping(found, image)
+    text = attributes.get("GeoTransform", attributes.get("spatial:transform"))
+    if text is None:
+        return None
+    try:
+        one, two, three, four, five, six = (
+            float(v) for v in (text.split() if isinstance(text, str) else text)
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{found.path}: the transform must be six numbers, found {text!r}") from error
+    if "GeoTransform" in attributes:
+        return two, three, one, five, six, four
+    return one, two, three, four, five, six
+
+
+def _regular(values: Array) -> tuple[float, float] | None:
+    """Return (outer edge of the first pixel, spacing) of evenly spread coordinates, else None."""
+    step = float(values[-1] - values[0]) / (len(values) - 1)
+    even = values[0] + step * np.arange(len(values))
+    if (
+        step == 0
+        or not np.abs(values - even).max() <= abs(step) / 4
+        or (values == np.arange(len(values))).all()
+    ):
+        return None
+    # Differences of decimal fractions leave dust in the last digits.
+    step = float(np.format_float_positional(step, 12, unique=False, fractional=False))
+    return float(np.float64(values[0] - step / 2)), step
+
+
+def plain_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes with NumPy arrays and scalars as lists and numbers."""
+    return {
+        str(key): value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        for key, value in attributes.items()
+    }
