@@ -44,7 +44,8 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
     classes = [[code, f"class {code}", "#808080"] for code in codes]
     selection = Selection(kept, kept).as_json()
     write_json(folder.selection, {"codes": codes, "classes": classes} | selection)
-    shape = len(config.features.timesteps), len(kept), CLASSES
+    spectra = len(config.features.spectra) * COMPONENTS
+    shape = len(config.features.timesteps), len(kept), CLASSES, spectra
     for member in range(config.classifier.members):
         torch.manual_seed(member)
         head = Head(config.classifier, config.fusion, *shape)

@@ -18,6 +18,8 @@ from benchmarks.windows import Bench
 from mtmsd.split import TEST, TRAIN, UNUSED
 from pipeline.config import Config
 
+Kinds = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 def main() -> None:
     """Print the chosen timesteps, best first, with the test accuracy of each number of them."""
@@ -32,16 +34,16 @@ def main() -> None:
     window, stride = map(int, options.geometry.split(":"))
     y, x, position, use = bench.pixels(scene, options.protocol, options.seed, 3000, options.block)
     patches = replace(bench.config.patches, window=window, stride=stride)
-    centre, pooled = bench.features(patches, y, x)
+    features = bench.features(patches, y, x)
     timesteps, chosen, rows = bench.config.features.timesteps, list[int](), []
     quick = Bench(_quick(bench), bench.folder)
     while len(chosen) < len(timesteps):
         left = [t for t in range(len(timesteps)) if t not in chosen]
-        trial = {t: _folds(quick, centre, pooled, position, use, sorted([*chosen, t])) for t in left}
+        trial = {t: _folds(quick, features, position, use, sorted([*chosen, t])) for t in left}
         best = max(left, key=lambda t: (trial[t], -t))
         chosen.append(best)
         mine = sorted(chosen)
-        oa = bench.learn(centre[:, mine], pooled[:, mine], position, use)[2]
+        oa = bench.learn(_of(features, mine), position, use)[2]
         rows.append([len(mine), timesteps[best], trial[best], oa])
         print(rows[-1], flush=True)
     publish(
@@ -51,6 +53,11 @@ def main() -> None:
     )  # fmt: skip
 
 
+def _of(features: Kinds, steps: list[int]) -> Kinds:
+    """The features without the other timesteps."""
+    return features[0][:, steps], features[1][:, steps], features[2]
+
+
 def _quick(bench: Bench) -> Config:
     return bench.config.model_copy(
         update={"classifier": replace(bench.config.classifier, members=1, epochs=40)}
@@ -58,8 +65,7 @@ def _quick(bench: Bench) -> Config:
 
 
 def _folds(
-    bench: Bench, centre: torch.Tensor, pooled: torch.Tensor, position: NDArray[np.int64],
-    use: NDArray[np.int64], steps: list[int],
+    bench: Bench, features: Kinds, position: NDArray[np.int64], use: NDArray[np.int64], steps: list[int],
 ) -> float:  # fmt: skip
     """Mean accuracy over three folds of the training pixels, every class in every fold."""
     train = np.flatnonzero(use == TRAIN)
@@ -69,7 +75,7 @@ def _folds(
         part = np.full(len(use), UNUSED)
         part[order] = TRAIN
         part[order[fold::3]] = TEST
-        scores.append(bench.learn(centre[:, steps], pooled[:, steps], position, part)[2])
+        scores.append(bench.learn(_of(features, steps), position, part)[2])
     return float(np.mean(scores))
 
 

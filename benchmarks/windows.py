@@ -54,9 +54,9 @@ def main() -> None:
             for seed in map(int, options.seeds.split(",")):
                 pixels = base.pixels(scene, protocol, seed, options.test, options.block)
                 begun = time.perf_counter()
-                centre, pooled = base.features(patches, *pixels[:2])
+                features = base.features(patches, *pixels[:2])
                 spent = (time.perf_counter() - begun) / len(pixels[0])
-                ensemble, selection, oa = base.learn(centre, pooled, pixels[2], pixels[3])
+                ensemble, selection, oa = base.learn(features, pixels[2], pixels[3])
                 border = base.border(patches, ensemble, selection) if stride > 1 and seed == 0 else None
                 rows.append([text, protocol, seed, oa, spent * 1e3, border])
                 print(rows[-1], flush=True)
@@ -100,11 +100,11 @@ class Bench:
 
     def features(
         self, patches: PatchConfig, y: NDArray[np.int64], x: NDArray[np.int64]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centre and pooled features of pixels, in their order."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Centre and pooled features and spectra of pixels, in their order."""
         extract, stride, side = self.extractor(patches), patches.stride, patches.side
         blocks, window = np.unique(np.stack([y // stride, x // stride]), axis=1, return_inverse=True)
-        parts: list[tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]] = []
+        parts: list[tuple[NDArray[np.int64], tuple[torch.Tensor, ...]]] = []
         offset = torch.from_numpy(y % stride * stride + x % stride)
         for start in range(0, blocks.shape[1], extract.batch):
             corners = blocks.T[start : start + extract.batch] * stride - patches.before
@@ -112,25 +112,31 @@ class Bench:
             features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
             mine = np.flatnonzero((window >= start) & (window < start + extract.batch))
             inside = torch.from_numpy(window[mine] - start)
-            parts.append((mine, features.at(inside, offset[mine]), features.pooled_NTK[inside]))
-        order = np.argsort(np.concatenate([mine for mine, _, _ in parts]))
-        return torch.cat([c for _, c, _ in parts])[order], torch.cat([p for _, _, p in parts])[order]
+            at = inside, offset[mine]
+            parts.append((mine, (features.at(*at), features.pooled_NTK[inside], features.spectra_at(*at))))
+        order = np.argsort(np.concatenate([mine for mine, _ in parts]))
+        centre, pooled, spectra = (torch.cat([part[i] for _, part in parts])[order] for i in range(3))
+        return centre, pooled, spectra
 
     def learn(
-        self, centre: torch.Tensor, pooled: torch.Tensor, position: NDArray[np.int64], use: NDArray[np.int64]
+        self,
+        features: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        position: NDArray[np.int64],
+        use: NDArray[np.int64],
     ) -> tuple[Ensemble, Selection, float]:
         """Purify, train the ensemble, score the test pixels."""
         train, classes = use == TRAIN, int(position.max()) + 1
+        centre, pooled, spectra = features
         kinds = []
-        for features in (centre, pooled):
-            means = ClassMeans(classes, *features.shape[1:])
-            means.update(features[train].numpy(), position[train])
+        for kind in (centre, pooled):
+            means = ClassMeans(classes, *kind.shape[1:])
+            means.update(kind[train].numpy(), position[train])
             kinds.append(means.finish())
         selection = select(kinds, self.config.purify)
-        kept = centre[..., list(selection.centre)], pooled[..., list(selection.pooled)]
+        kept = centre[..., list(selection.centre)], pooled[..., list(selection.pooled)], spectra
         members = [
             train_member(
-                self.config.classifier, self.config.fusion, kept[0][train], kept[1][train],
+                self.config.classifier, self.config.fusion, kept[0][train], kept[1][train], spectra[train],
                 torch.from_numpy(position[train]), classes, seed=self.config.seed, member=m,
             )[0]
             for m in range(self.config.classifier.members)
@@ -138,7 +144,7 @@ class Bench:
         ensemble = Ensemble(members, self.config.classifier.vote)
         test, confusion = np.flatnonzero(use == TEST), Confusion(classes)
         for part in np.array_split(test, max(1, len(test) // 256)):
-            confusion.update(position[part], ensemble(kept[0][part], kept[1][part]).position_N.numpy())
+            confusion.update(position[part], ensemble(*(kind[part] for kind in kept)).position_N.numpy())
         return ensemble, selection, float(confusion.finish()["oa"])
 
     def border(self, patches: PatchConfig, ensemble: Ensemble, selection: Selection) -> float:
@@ -168,8 +174,8 @@ class Bench:
 def _classified(features: Features, ensemble: Ensemble, window: int, stride: int) -> NDArray[np.int64]:
     votes = ensemble.window_votes(features.pooled_NTK[window : window + 1])
     rows = [
-        ensemble.classify(features.rows(window, r, min(r + 8, stride)), votes).position_N
-        for r in range(0, stride, 8)
+        ensemble.classify(features.rows(*at), votes, features.spectra_rows(*at)).position_N
+        for at in ((window, r, min(r + 8, stride)) for r in range(0, stride, 8))
     ]
     return torch.cat(rows).numpy().reshape(stride, stride)
 

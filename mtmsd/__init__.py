@@ -1,8 +1,8 @@
 """MTMSD: multi-timestep multi-stage diffusion features for hyperspectral classification.
 
 The science alone, with torch and numpy: no cluster, no raster formats, no printing. The modules stand
-in the order of the data: bands, spectral -> windows -> diffusion, unet -> features -> purify -> fusion ->
-classifier, with split, metrics, areas and training beside them. Source: arXiv 2306.08964.
+in the order of the data: bands, spectral -> windows -> diffusion, unet -> features, spectra -> purify ->
+fusion -> classifier, with split, metrics, areas and training beside them. Source: arXiv 2306.08964.
 
 The names below are the pieces; each is loaded from its module when it is first used. For whole scenes
 in one call, see ``classify`` in ``pipeline.api``.
@@ -29,6 +29,7 @@ _PIECES = {
     "fusion": ("FusionConfig", "SelectiveFusion"),
     "metrics": ("Confusion",),
     "purify": ("ClassMeans", "PurifyConfig", "Selection", "channel_scores", "select", "select_channels"),
+    "spectra": ("box_means",),
     "spectral": ("Moments", "Projection", "ReduceConfig", "fit_projection"),
     "split": ("SplitConfig", "make_split", "near_any", "overlap"),
     "training": (

@@ -2,8 +2,9 @@
 
 Source: MTMSD (arXiv 2306.08964): an MLP with batch normalisation on the fused features, several members
 that differ in initialisation and order of the pixels. Added here, by measurement: features standardised
-with the training pixels' statistics, dropout and weight decay, mean probability instead of the vote.
-Shapes: M member, N pixel, T timestep, K kept channel, C class.
+with the training pixels' statistics, spectra beside the fused features, dropout and weight decay, mean
+probability instead of the vote.
+Shapes: M member, N pixel, T timestep, K kept channel, E spectral feature, C class.
 """
 
 import itertools
@@ -32,7 +33,7 @@ class ClassifierConfig:
     standardise: bool = True
     """Bring every feature to zero mean and unit variance over the training pixels."""
     dropout: float = 0.5
-    """Dropout on the fused features."""
+    """Dropout on the fused features and the spectra."""
     label_smoothing: float = 0.1
     """Share of a label that is spread over all classes."""
     epochs: int = 100
@@ -56,13 +57,15 @@ class ClassifierConfig:
 
 
 class Head(nn.Module):
-    """One member: (standardise ->) fuse timesteps -> MLP -> logits.
+    """One member: (standardise ->) fuse timesteps, spectra beside them -> MLP -> logits.
 
     Fusion and layers carry the names of the authors' checkpoints (``dy_att``, ``layers``).
     """
 
     mean_2TK: Tensor
     scale_2TK: Tensor
+    mean_E: Tensor
+    scale_E: Tensor
 
     def __init__(
         self,
@@ -71,27 +74,38 @@ class Head(nn.Module):
         timesteps: int,
         channels: int,
         classes: int,
+        spectra: int = 0,
     ) -> None:
         super().__init__()
         self.dy_att = SelectiveFusion(fusion, timesteps, channels)
-        widths = [channels, *config.hidden]
+        widths = [channels + spectra, *config.hidden]
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.BatchNorm1d(outputs)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("mean_2TK", torch.zeros(2, timesteps, channels), persistent=config.standardise)
-        self.register_buffer("scale_2TK", torch.ones(2, timesteps, channels), persistent=config.standardise)
+        for name, shape in (("2TK", (2, timesteps, channels)), ("E", (spectra,))):
+            self.register_buffer(f"mean_{name}", torch.zeros(shape), persistent=config.standardise)
+            self.register_buffer(f"scale_{name}", torch.ones(shape), persistent=config.standardise)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, centre_NTK: Tensor, pooled_NTK: Tensor) -> Tensor:
+    def forward(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Tensor:
         """Logits (N, C)."""
         centre = (centre_NTK - self.mean_2TK[0]) * self.scale_2TK[0]
         pooled = (pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1]
-        return self.layers(self.dropout(self.dy_att(centre, pooled)))  # type: ignore[no-any-return]
+        inputs = torch.cat([self.dy_att(centre, pooled), (spectra_NE - self.mean_E) * self.scale_E], dim=1)
+        return self.layers(self.dropout(inputs))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def standardise(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> None:
+        """Take mean and scale of every feature from these pixels."""
+        for name, features in (("2TK", torch.stack([centre_NTK, pooled_NTK], dim=1)), ("E", spectra_NE)):
+            getattr(self, f"mean_{name}").copy_(features.mean(dim=0))
+            deviation = features.std(dim=0, correction=0).clamp(min=1e-6)
+            getattr(self, f"scale_{name}").copy_(1 / deviation)
 
 
 class Prediction(NamedTuple):
@@ -126,7 +140,8 @@ class Ensemble:
             self._lift_MTHK, self._guide_MTKK, self._constant_MTK = (
                 torch.stack(parts) for parts in zip(*folded, strict=True)
             )
-            layers = [_fold_layers(m.layers) for m in members]
+            layers, spectra = zip(*(_fold_layers(m) for m in members), strict=True)
+            self._spectra_MEO = torch.stack(spectra)
             self._layers = [
                 (torch.stack([w for w, _ in layer]), torch.stack([b for _, b in layer])[:, None])
                 for layer in zip(*layers, strict=True)
@@ -137,12 +152,13 @@ class Ensemble:
         pooled = ((pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1]).transpose(0, 1)
         return torch.matmul(pooled, self._guide_MTKK) + self._constant_MTK[:, :, None]
 
-    def classify(self, centre_TPK: Tensor, votes_MTPK: Tensor) -> Prediction:
-        """Classify pixels.
+    def probabilities(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
+        """Class probabilities of pixels by each member: (M, P, C).
 
         Args:
             centre_TPK: Standardised centre features (``mean_2TK[0]``, ``scale_2TK[0]``).
             votes_MTPK: From ``window_votes``; one window's votes (M, T, 1, K) serve all its pixels.
+            spectra_PE: Spectra, as they are.
         """
         weight, bias = self._hidden
         hidden = F.linear(centre_TPK.sum(dim=0), weight, bias).relu_().chunk(len(votes_MTPK), dim=1)
@@ -154,13 +170,19 @@ class Ensemble:
         h = torch.stack(fused)
         for i, (weight_MIO, bias_M1O) in enumerate(self._layers):
             h = torch.baddbmm(bias_M1O, h if i == 0 else h.relu_(), weight_MIO)
-        return combine(h.softmax(dim=-1), self._vote)
+            if i == 0:
+                h += torch.matmul(spectra_PE, self._spectra_MEO)
+        return h.softmax(dim=-1)
+
+    def classify(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Prediction:
+        """Classify pixels; arguments as of ``probabilities``."""
+        return combine(self.probabilities(centre_TPK, votes_MTPK, spectra_PE), self._vote)
 
     @torch.inference_mode()
-    def __call__(self, centre_NTK: Tensor, pooled_NTK: Tensor) -> Prediction:
+    def __call__(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Prediction:
         """Classify pixels, each with pooled features of its own. A tied vote goes to the higher mean."""
         centre = ((centre_NTK - self.mean_2TK[0]) * self.scale_2TK[0]).transpose(0, 1)
-        return self.classify(centre, self.window_votes(pooled_NTK))
+        return self.classify(centre, self.window_votes(pooled_NTK), spectra_NE)
 
 
 def _fold_fusion(fusion: SelectiveFusion) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,16 +200,24 @@ def _fold_fusion(fusion: SelectiveFusion) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack(lifts), torch.stack(guides), torch.stack(constants)
 
 
-def _fold_layers(layers: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
-    """Weights (I, O) and biases of the linear layers, each with the norm before it."""
-    folded, norm = [], None
-    for layer in layers:
+def _fold_layers(head: Head) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Weights (I, O) and biases of the linear layers, each with the norm before it.
+
+    The first layer's weights for the spectra come apart (E, O), with their mean and scale folded in.
+    """
+    folded: list[tuple[Tensor, Tensor]] = []
+    norm: nn.BatchNorm1d | None = None
+    for layer in head.layers:
         if isinstance(layer, nn.BatchNorm1d):
             norm = layer
         elif isinstance(layer, nn.Linear):
             weight, bias = (layer.weight, layer.bias) if norm is None else _after_norm(norm, layer)
             folded.append((weight.T, bias))
-    return folded
+    weight, bias = folded[0]
+    split = len(weight) - len(head.mean_E)
+    spectra = weight[split:] * head.scale_E[:, None]
+    folded[0] = weight[:split], bias - head.mean_E @ spectra
+    return folded, spectra
 
 
 def _after_norm(norm: nn.BatchNorm1d, linear: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -217,6 +247,7 @@ def train_member(
     fusion: FusionConfig,
     centre_NTK: Tensor,
     pooled_NTK: Tensor,
+    spectra_NE: Tensor,
     position_N: Tensor,
     classes: int,
     *,
@@ -233,12 +264,9 @@ def train_member(
     history = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + member)
-        head = Head(config, fusion, timesteps, channels, classes)
+        head = Head(config, fusion, timesteps, channels, classes, spectra_NE.shape[1]).to(device).train()
         if config.standardise:
-            for i, features in enumerate((centre_NTK, pooled_NTK)):
-                head.mean_2TK[i] = features.mean(dim=0).cpu()
-                head.scale_2TK[i] = 1 / features.std(dim=0, correction=0).clamp(min=1e-6).cpu()
-        head.to(device).train()
+            head.standardise(centre_NTK, pooled_NTK, spectra_NE)
         optimizer = torch.optim.AdamW(
             head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -249,7 +277,7 @@ def train_member(
             order, loss_sum, right = torch.randperm(n).to(device), 0.0, 0
             for start in range(0, n - batch + 1, batch):
                 at = order[start : start + batch]
-                logits = head(centre_NTK[at], pooled_NTK[at])
+                logits = head(centre_NTK[at], pooled_NTK[at], spectra_NE[at])
                 loss = F.cross_entropy(logits, position_N[at], label_smoothing=config.label_smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]

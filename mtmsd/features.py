@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mtmsd.diffusion import Schedule, shared_noise
 from mtmsd.inference import FrozenUNet, Stage
+from mtmsd.spectra import box_means
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
 
@@ -34,6 +35,9 @@ class FeatureConfig:
     """Timesteps at which the U-Net is read, ascending (the paper: 50, 100, ..., 950)."""
     stages: tuple[int, ...] = (3, 5)
     """Decoder stages (output blocks) that are read, ascending (the paper: 0, 1, 2, 3, 5)."""
+    spectra: tuple[int, ...] = (0, 1, 2, 4)
+    """Radii of the boxes, pixels, whose mean reduced spectra stand beside the diffusion features; 0: the
+    pixel's own (the paper: none)."""
     noise_seed: int = 0
     """Seed of the noise tensor that all windows and timesteps share."""
     batch: int | None = None
@@ -50,6 +54,10 @@ class FeatureConfig:
                 raise ValueError(
                     f"features.{name} must be ascending non-negative integers, found {list(values)}"
                 )
+        if list(self.spectra) != sorted(set(self.spectra)) or (self.spectra and self.spectra[0] < 0):
+            raise ValueError(
+                f"features.spectra must be ascending non-negative integers, found {list(self.spectra)}"
+            )
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"features.batch must be at least 1, found {self.batch}")
         if self.arithmetic == "reference" and self.precision != "float32":
@@ -97,12 +105,17 @@ def interpolation_rows(side: int, patches: PatchConfig) -> Tensor:
 
 
 class Features:
-    """Features of N windows, float32: pooled ones, and the maps from which centre features are read."""
+    """Features of N windows, float32: pooled ones, spectra of the blocks' pixels, and the maps from which
+    centre features are read."""
 
     def __init__(
-        self, pooled_NTK: Tensor, maps_SNTHWC: Sequence[Tensor], weights_SPH: Sequence[Tensor]
+        self,
+        pooled_NTK: Tensor,
+        spectra_NSSE: Tensor,
+        maps_SNTHWC: Sequence[Tensor],
+        weights_SPH: Sequence[Tensor],
     ) -> None:
-        self.pooled_NTK = pooled_NTK
+        self.pooled_NTK, self._spectra = pooled_NTK, spectra_NSSE
         self._maps, self._weights = maps_SNTHWC, weights_SPH
 
     def rows(self, window: int, first: int, last: int) -> Tensor:
@@ -135,6 +148,14 @@ class Features:
             parts.append(value)
         return torch.cat(parts, dim=-1)
 
+    def spectra_rows(self, window: int, first: int, last: int) -> Tensor:
+        """Spectra of a block's pixel rows first..last (excluded): (P, E)."""
+        return self._spectra[window, first:last].flatten(0, 1)
+
+    def spectra_at(self, window_n: Tensor, offset_n: Tensor) -> Tensor:
+        """Spectra of single pixels, by window and index in its block: (n, E)."""
+        return self._spectra.flatten(1, 2)[window_n.to(self._spectra.device), offset_n]
+
     @property
     def centre_NPTK(self) -> Tensor:
         """Centre features of all pixels of all windows: small blocks only."""
@@ -161,7 +182,8 @@ class Extractor:
             )
         unet.check_taps(features.stages)
         self.device = next(unet.parameters()).device
-        self._timesteps, self._stages, self._size = features.timesteps, features.stages, patches.side
+        self._timesteps, self._stages = features.timesteps, features.stages
+        self._radii, self._patches = features.spectra, patches
         self.batch = features.batch or max(1, _CACHED_PIXELS // patches.side**2)
         self._plain = unet.eval() if features.arithmetic == "reference" else None
         if self._plain is None:
@@ -228,7 +250,8 @@ class Extractor:
                     value -= self._mean[step, part]
                     value *= self._scale[step, part]
                     maps[s][mine, step] = value
-        return Features(pooled, maps, self._weights)
+        spectra = box_means(windows_NCWW.to(self.device), self._radii, self._patches)
+        return Features(pooled, spectra, maps, self._weights)
 
     def _run(self, x_t_NCHW: Tensor, step: int) -> list[Stage]:
         if self._plain is None:

@@ -27,6 +27,8 @@ from pipeline.readers import GROUP
 from pipeline.trained import load_ensemble
 from pipeline.units import UnitSource, in_order, read_units
 
+_FEATURES = ("centre", "pooled", "spectra")
+
 
 def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Write ``classifier/member_*.safetensors`` and ``metrics.json``; returns what was measured.
@@ -98,14 +100,14 @@ def _train_members(settings: dict[str, Any]) -> None:
     codes = np.asarray(read_json(folder.selection)["codes"])
     position = np.searchsorted(codes, np.asarray(group["label"][...])[train])
     device = ray.train.torch.get_device()
-    centre, pooled = (torch.from_numpy(group[k].oindex[train]).to(device) for k in ("centre", "pooled"))
+    centre, pooled, spectra = (torch.from_numpy(group[k].oindex[train]).to(device) for k in _FEATURES)
     for member in mine:
         head, history = train_member(
-            config.classifier, config.fusion, centre, pooled, torch.from_numpy(position).to(device),
-            len(codes), seed=config.seed, member=member,
+            config.classifier, config.fusion, centre, pooled, spectra,
+            torch.from_numpy(position).to(device), len(codes), seed=config.seed, member=member,
         )  # fmt: skip
         metadata = {
-            "shape": json.dumps([centre.shape[1], centre.shape[2], len(codes)]),
+            "shape": json.dumps([*centre.shape[1:], len(codes), spectra.shape[1]]),
             "history": json.dumps(history),
         }
         path = folder.member(member)
@@ -135,11 +137,9 @@ class _FeatureGroups:
     def __call__(self, unit: int) -> dict[str, Any]:
         group: Any = zarr.open_group(self._folder.features, mode="r", use_consolidated=False)
         rows = slice(unit * GROUP, (unit + 1) * GROUP)
-        row = {name: np.asarray(group[name][rows]) for name in ("centre", "pooled", "label", "split")}
-        return row | {
-            "pixels": len(row["label"]),
-            "bytes_read": row["centre"].nbytes + row["pooled"].nbytes,
-        }
+        row = {name: np.asarray(group[name][rows]) for name in (*_FEATURES, "label", "split")}
+        size = sum(row[name].nbytes for name in _FEATURES)
+        return row | {"pixels": len(row["label"]), "bytes_read": size}
 
 
 class _Scorer:
@@ -154,10 +154,8 @@ class _Scorer:
         test = batch["split"][0] == TEST
         confusion = Confusion(len(self._codes))
         if test.any():
-            centre, pooled = (
-                torch.tensor(batch[k][0][test], device=self._device) for k in ("centre", "pooled")
-            )
-            predicted = self._ensemble(centre, pooled).position_N.cpu().numpy()
+            features = (torch.tensor(batch[name][0][test], device=self._device) for name in _FEATURES)
+            predicted = self._ensemble(*features).position_N.cpu().numpy()
             confusion.update(np.searchsorted(self._codes, batch["label"][0][test]), predicted)
         carried = {key: batch[key] for key in ("unit", "bytes_read")}
         return carried | {

@@ -29,6 +29,7 @@ from pipeline.trained import make_extractor
 from pipeline.units import ChunkSink, Region, UnitSource, in_order, read_units, write_units
 
 KINDS = ("centre", "pooled")
+"""Diffusion features: of the pixel, and means over its window."""
 
 
 def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             stored = {"codes": codes.tolist(), "classes": classes} | selection.as_json()
             write_json(folder.selection, stored)
         selection = Selection.from_json(read_json(folder.selection))
-        _create(config, folder, (y, x, label, split), selection)
+        _create(config, folder, (y, x, label, split), selection, reduced.shape[0])
         todo = folder.todo("extract", range(len(reader)))
         meter.skip.remote(len(reader) - len(todo))
         if todo:
@@ -90,7 +91,7 @@ class _Pixels:
         self._extract = make_extractor(config, folder, gpu, selection)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[tuple[slice, NDArray[Any], NDArray[Any]]]:
-        """(place among the unit's pixels, centre, pooled), (pixel, timestep, channel) each."""
+        """(place among the unit's pixels, centre and pooled (pixel, timestep, channel), spectra)."""
         count, pixels, at_once = int(batch["count"][0]), int(batch["pixels"][0]), self._extract.batch
         windows = torch.from_numpy(np.nan_to_num(batch["windows"][0][:count]))
         window, offset = (torch.tensor(batch[key][0][:pixels]) for key in ("window", "offset"))
@@ -100,8 +101,9 @@ class _Pixels:
             first, last = np.searchsorted(window, [start, start + at_once])
             for place in range(first, last, GROUP):
                 mine = slice(place, min(place + GROUP, last))
-                centre = features.at(window[mine] - start, offset[mine])
-                yield mine, centre.cpu().numpy(), features.pooled_NTK[window[mine] - start].cpu().numpy()
+                inside = window[mine] - start
+                centre, spectra = (read(inside, offset[mine]) for read in (features.at, features.spectra_at))
+                yield mine, *(a.cpu().numpy() for a in (centre, features.pooled_NTK[inside], spectra))
 
 
 class _MeansActor:
@@ -124,7 +126,7 @@ class _MeansActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         means = [ClassMeans(*self._shape) for _ in range(2)]
         label = self._position[self._starts[int(batch["unit"][0])] :]
-        for mine, *features in self._pixels(batch):
+        for mine, *features, _ in self._pixels(batch):
             for kind, values in zip(means, features, strict=True):
                 kind.update(values, label[mine])
         row: dict[str, Any] = {"unit": batch["unit"], "bytes_read": batch["bytes_read"]}
@@ -150,16 +152,17 @@ class _FeatureActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         group: Any = zarr.open_group(self._path, mode="r+", use_consolidated=False)
         start, pixels = int(self._starts[int(batch["unit"][0])]), int(batch["pixels"][0])
+        names = (*KINDS, "spectra")
         held: dict[str, NDArray[np.float32]] = {
-            name: np.empty((GROUP, *group[name].shape[1:]), np.float32) for name in KINDS
+            name: np.empty((GROUP, *group[name].shape[1:]), np.float32) for name in names
         }
         for mine, *features in self._pixels(batch):
             for done in range(mine.start, mine.stop):
-                for name, values in zip(KINDS, features, strict=True):
+                for name, values in zip(names, features, strict=True):
                     held[name][done % GROUP] = values[done - mine.start]
                 if done % GROUP == GROUP - 1 or done == pixels - 1:
                     first = done // GROUP * GROUP
-                    for name in KINDS:
+                    for name in names:
                         group[name][start + first : start + done + 1] = held[name][: done + 1 - first]
         written = pixels * sum(values[0].nbytes for values in held.values())
         carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
@@ -198,7 +201,11 @@ def _nothing(unit: int) -> dict[str, Region]:
 
 
 def _create(
-    config: Config, folder: RunFolder, pixels: tuple[NDArray[np.int64], ...], selection: Selection
+    config: Config,
+    folder: RunFolder,
+    pixels: tuple[NDArray[np.int64], ...],
+    selection: Selection,
+    components: int,
 ) -> None:
     if folder.features.exists():
         return
@@ -215,5 +222,11 @@ def _create(
             dtype="float32", fill_value=float("nan"), dimension_names=("pixel", "timestep", "channel"),
             compressors=ZstdCodec(level=1), attributes={"timesteps": list(config.features.timesteps)},
         )  # fmt: skip
+    spectra = len(config.features.spectra) * components
+    group.create_array(
+        "spectra", shape=(len(pixels[0]), spectra), chunks=(GROUP, max(spectra, 1)), dtype="float32",
+        fill_value=float("nan"), dimension_names=("pixel", "spectral"), compressors=ZstdCodec(level=1),
+        attributes={"radii": list(config.features.spectra)},
+    )  # fmt: skip
     consolidate(group)
     partial.rename(folder.features)

@@ -127,8 +127,9 @@ class MapActor:
         step = max(1, self._config.map.pixels // stride)
         for first in range(0, stride, step):
             last = min(first + step, stride)
-            centre = features.rows(window, first, last)
-            yield slice(first, last), self._ensemble.classify(centre, votes_MTNK[:, :, window : window + 1])
+            centre, spectra = features.rows(window, first, last), features.spectra_rows(window, first, last)
+            votes = votes_MTNK[:, :, window : window + 1]
+            yield slice(first, last), self._ensemble.classify(centre, votes, spectra)
 
 
 def create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:

@@ -16,23 +16,24 @@ from tests import reference
 
 torch.set_num_threads(1)
 
-CLASSES, TIMESTEPS, CHANNELS = 3, 2, 6
+CLASSES, TIMESTEPS, CHANNELS, SPECTRA = 3, 2, 6, 4
 QUICK = ClassifierConfig(
     members=2, hidden=(8,), standardise=True, dropout=0.0, label_smoothing=0.0, epochs=12, batch=16,
     learning_rate=1e-2, final_rate=1e-3, weight_decay=0.0,
 )  # fmt: skip
 
 
-def toy(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def toy(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw pixels of three classes that differ in the mean of the centre features."""
     generator = torch.Generator().manual_seed(seed)
     position = torch.arange(n) % CLASSES
     centre, pooled = torch.randn((2, n, TIMESTEPS, CHANNELS), generator=generator)
     centre[torch.arange(n), :, position] += 6
-    return 5 + 3 * centre, pooled, position
+    spectra = 7 + 2 * torch.randn((n, SPECTRA), generator=generator)
+    return 5 + 3 * centre, pooled, spectra, position
 
 
-def trained(config: ClassifierConfig, data: tuple[Tensor, Tensor, Tensor], *, seed: int = 1,
+def trained(config: ClassifierConfig, data: tuple[Tensor, Tensor, Tensor, Tensor], *, seed: int = 1,
             member: int = 0, fusion: FusionConfig | None = None,
             ) -> tuple[Head, list[dict[str, float]]]:  # fmt: skip
     return train_member(config, fusion or FusionConfig(), *data, CLASSES, seed=seed, member=member)
@@ -50,34 +51,40 @@ def test_head_is_the_formula() -> None:
     head = Head(config, FusionConfig(), TIMESTEPS, CHANNELS, CLASSES).eval()
     reference.random_weights(head, seed=2)
     state = head.state_dict()
-    centre, pooled, _ = toy(7)
+    centre, pooled, *_ = toy(7)
     _, fused = reference.fusion(
         {name[7:]: value for name, value in state.items() if name.startswith("dy_att.")},
         centre.double().numpy(), pooled.double().numpy(),
     )  # fmt: skip
     layers = {name: value for name, value in state.items() if name.startswith("layers.")}
-    assert reference.relative_error(head(centre, pooled), reference.head(layers, fused)) < 1e-5
+    assert (
+        reference.relative_error(head(centre, pooled, torch.empty(7, 0)), reference.head(layers, fused))
+        < 1e-5
+    )
 
 
 @torch.no_grad()
 def test_standardised_features_do_not_depend_on_units() -> None:
-    centre, pooled, position = toy(30)
+    centre, pooled, spectra, position = toy(30)
     with torch.enable_grad():
-        head, _ = trained(QUICK, (centre, pooled, position))
+        head, _ = trained(QUICK, (centre, pooled, spectra, position))
     mean, scale = centre.mean(dim=0), centre.std(dim=0, correction=0)
     torch.testing.assert_close(head.mean_2TK[0], mean)
     torch.testing.assert_close(head.scale_2TK[0], 1 / scale)
     torch.testing.assert_close(head.mean_2TK[1], pooled.mean(dim=0))
-    plain = Head(replace(QUICK, standardise=False), FusionConfig(), TIMESTEPS, CHANNELS, CLASSES).eval()
-    plain.load_state_dict({k: v for k, v in head.state_dict().items() if "_2TK" not in k})
-    by_hand = plain((centre - mean) / scale, (pooled - pooled.mean(dim=0)) / pooled.std(dim=0, correction=0))
-    torch.testing.assert_close(head(centre, pooled), by_hand, rtol=1e-4, atol=1e-4)
+    config = replace(QUICK, standardise=False)
+    plain = Head(config, FusionConfig(), TIMESTEPS, CHANNELS, CLASSES, SPECTRA).eval()
+    plain.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith(("mean", "scale"))})
+    by_hand = plain(
+        *((kind - kind.mean(dim=0)) / kind.std(dim=0, correction=0) for kind in (centre, pooled, spectra))
+    )
+    torch.testing.assert_close(head(centre, pooled, spectra), by_hand, rtol=1e-4, atol=1e-4)
 
 
 def test_a_constant_feature_does_not_blow_up() -> None:
-    centre, pooled, position = toy(40)
-    centre[:, 1, 4], pooled[:, :, 0] = 7.0, -2.0
-    head, history = trained(QUICK, (centre, pooled, position))
+    centre, pooled, spectra, position = toy(40)
+    centre[:, 1, 4], pooled[:, :, 0], spectra[:, 1] = 7.0, -2.0, 0.0
+    head, history = trained(QUICK, (centre, pooled, spectra, position))
     assert all(value.isfinite().all() for value in head.state_dict().values())
     assert math.isfinite(history[-1]["loss"])
 
@@ -107,8 +114,16 @@ def test_a_separable_problem_is_learnt() -> None:
     assert history[-1]["loss"] < history[0]["loss"] / 5
     assert history[-1]["train_accuracy"] > 0.95
     assert not head.training
-    centre, pooled, position = toy(60, seed=77)
-    found = Ensemble([head], "mean")(centre, pooled)
+    *features, position = toy(60, seed=77)
+    found = Ensemble([head], "mean")(*features)
+    assert (found.position_N == position).float().mean() > 0.95
+
+
+def test_what_only_the_spectra_tell_is_learnt() -> None:
+    centre, pooled, spectra, position = toy(120)
+    spectra[:, 2] += 9 * position
+    head, _ = trained(QUICK, (torch.zeros_like(centre), pooled, spectra, position))
+    found = Ensemble([head], "mean")(torch.zeros_like(centre), pooled, spectra)
     assert (found.position_N == position).float().mean() > 0.95
 
 
@@ -171,8 +186,8 @@ def test_entropy_at_its_bounds() -> None:
 def test_an_ensemble_combines_its_members() -> None:
     data = toy(60)
     members = [trained(replace(QUICK, epochs=1), data, member=i)[0] for i in range(2)]
-    found = Ensemble(members, "majority")(data[0], data[1])
-    logits = torch.stack([member(data[0], data[1]) for member in members])
+    found = Ensemble(members, "majority")(*data[:3])
+    logits = torch.stack([member(*data[:3]) for member in members])
     expected = combine(logits.softmax(dim=-1), "majority")
     assert torch.equal(found.position_N, expected.position_N)
     for a, b in zip(found[1:], expected[1:], strict=True):
@@ -183,17 +198,17 @@ def test_an_ensemble_combines_its_members() -> None:
 
 @pytest.mark.parametrize("hidden", [None, 3])
 def test_pixels_of_one_window_share_its_votes(hidden: int | None) -> None:
-    centre, pooled, *_ = data = toy(60)
+    centre, pooled, spectra, _ = data = toy(60)
     config = FusionConfig(hidden=hidden)
     members = [trained(replace(QUICK, epochs=1), data, member=i, fusion=config)[0] for i in range(3)]
     ensemble = Ensemble(members, "mean")
     shared = pooled[:1].expand(9, -1, -1)
-    expected = ensemble(centre[:9], shared)
+    expected = ensemble(centre[:9], shared, spectra[:9])
     scaled = (centre[:9] - ensemble.mean_2TK[0]) * ensemble.scale_2TK[0]
-    found = ensemble.classify(scaled.transpose(0, 1), ensemble.window_votes(pooled[:1]))
+    found = ensemble.classify(scaled.transpose(0, 1), ensemble.window_votes(pooled[:1]), spectra[:9])
     assert torch.equal(found.position_N, expected.position_N)
     torch.testing.assert_close(found.confidence_N, expected.confidence_N, rtol=1e-5, atol=1e-6)
-    logits = torch.stack([member(centre[:9], shared) for member in members]).detach()
+    logits = torch.stack([member(centre[:9], shared, spectra[:9]) for member in members]).detach()
     alone = combine(logits.softmax(dim=-1), "mean")
     torch.testing.assert_close(found.entropy_N, alone.entropy_N, rtol=1e-4, atol=1e-5)
 
@@ -207,8 +222,8 @@ def test_members_of_other_features_are_refused() -> None:
 def test_an_ensemble_answers_pixels_one_by_one_as_together() -> None:
     data = toy(60)
     ensemble = Ensemble([trained(replace(QUICK, epochs=1), data)[0]], "mean")
-    together = ensemble(data[0], data[1])
-    alone = ensemble(data[0][7:8], data[1][7:8])
+    together = ensemble(*data[:3])
+    alone = ensemble(*(kind[7:8] for kind in data[:3]))
     torch.testing.assert_close(alone.confidence_N[0], together.confidence_N[7])
     assert alone.position_N[0] == together.position_N[7]
 

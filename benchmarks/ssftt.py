@@ -1,0 +1,107 @@
+"""A convolutional network with a spectral-spatial transformer behind it, after Sun et al. (TGRS 2022).
+
+Principal components of a 13 x 13 patch pass a 3-D and a 2-D convolution; a tokenizer sums the pixels into four
+tokens by weights that it learns; one transformer layer and a class token name the class of the pixel
+in the middle. Written from the published description.
+Shapes: N patch, C component, P side of a patch, L pixel of the feature map, D width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+PATCH, COMPONENTS = 13, 30
+WIDTH, TOKENS, HEADS = 64, 4, 8
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is tuned."""
+
+    learning_rate: float
+    epochs: int
+
+
+TRIALS = tuple(Training(rate, epochs) for rate in (3e-4, 1e-3, 3e-3) for epochs in (100, 200))
+
+
+class SSFTT(nn.Module):
+    """(N, C, P, P) whitened components -> logits."""
+
+    def __init__(self, components: int, classes: int) -> None:
+        super().__init__()
+        self.spectral = nn.Sequential(nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.ReLU())
+        planes = 8 * (components - 2)
+        self.spatial = nn.Sequential(nn.Conv2d(planes, WIDTH, 3), nn.BatchNorm2d(WIDTH), nn.ReLU())
+        self.assign, self.value = nn.Linear(WIDTH, TOKENS, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.place = nn.Parameter(0.02 * torch.randn(1, TOKENS + 1, WIDTH))
+        self.transformer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, dim_feedforward=WIDTH, dropout=0.1, activation="gelu", batch_first=True,
+            norm_first=True,
+        )  # fmt: skip
+        self.head = nn.Linear(WIDTH, classes)
+
+    def forward(self, patches_NCPP: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        h = self.spatial(self.spectral(patches_NCPP[:, None]).flatten(1, 2))
+        pixels_NLD = h.flatten(2).transpose(1, 2)
+        weights_NTL = self.assign(pixels_NLD).transpose(1, 2).softmax(dim=-1)
+        tokens_NTD = weights_NTL @ self.value(pixels_NLD)
+        tokens = torch.cat([self.class_token.expand(len(h), -1, -1), tokens_NTD], dim=1) + self.place
+        return self.head(self.transformer(tokens)[:, 0])  # type: ignore[no-any-return]
+
+
+def whitened(cube_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most ``COMPONENTS`` principal components of unit variance, zero beyond the edge: (C, H + 12, W + 12).
+
+    No data counts as the band's mean.
+    """
+    bands = cube_BHW.reshape(len(cube_BHW), -1).astype(np.float64)
+    bands = bands[np.isfinite(bands).any(axis=1)]
+    bands -= np.nanmean(bands, axis=1, keepdims=True)
+    bands = np.nan_to_num(bands)
+    values, vectors = np.linalg.eigh(bands @ bands.T / bands.shape[1])
+    keep = min(COMPONENTS, int((values > values[-1] * 1e-12).sum()))
+    scores = vectors[:, ::-1][:, :keep].T @ bands / np.sqrt(values[::-1][:keep, None])
+    edge = PATCH // 2
+    image = scores.reshape(keep, *cube_BHW.shape[1:]).astype(np.float32)
+    return np.pad(image, ((0, 0), (edge, edge), (edge, edge)))
+
+
+def patches_at(image_CHW: NDArray[np.float32], y: NDArray[np.int64], x: NDArray[np.int64]) -> Tensor:
+    """Patches (N, C, P, P) round pixels of an image from ``whitened``."""
+    found = [
+        image_CHW[:, row : row + PATCH, column : column + PATCH] for row, column in zip(y, x, strict=True)
+    ]
+    return torch.from_numpy(np.stack(found))
+
+
+def fit(patches_NCPP: Tensor, position_N: Tensor, classes: int, training: Training, seed: int) -> SSFTT:
+    """Train with Adam; batches of 64, the last one of an epoch left out when it has one patch."""
+    torch.manual_seed(seed)
+    model = SSFTT(patches_NCPP.shape[1], classes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
+    for _ in range(training.epochs):
+        order = torch.randperm(len(position_N))
+        for at in order.split(_BATCH):
+            if len(at) > 1:
+                loss = F.cross_entropy(model(patches_NCPP[at]), position_N[at])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    return model.eval()
+
+
+@torch.inference_mode()
+def predict(
+    model: SSFTT, image_CHW: NDArray[np.float32], y: NDArray[np.int64], x: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Class positions of pixels."""
+    parts = np.array_split(np.arange(len(y)), max(1, len(y) // 256))
+    return np.concatenate([model(patches_at(image_CHW, y[p], x[p])).argmax(dim=1).numpy() for p in parts])

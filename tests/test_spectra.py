@@ -1,0 +1,45 @@
+"""Mean spectra of boxes: naive means, the window's edge, one window or many."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtmsd.features import FeatureConfig
+from mtmsd.spectra import box_means
+from mtmsd.windows import PatchConfig
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("side", "stride", "radii"), [(12, 4, (0, 1, 3)), (9, 9, (2,)), (8, 1, (0,))])
+def test_means_are_those_of_a_loop(side: int, stride: int, radii: tuple[int, ...]) -> None:
+    patches = PatchConfig(size=side, stride=stride)
+    windows = torch.randn((2, 3, side, side), generator=torch.Generator().manual_seed(0))
+    found = box_means(windows, radii, patches)
+    assert found.shape == (2, stride, stride, 3 * len(radii))
+    for row in range(stride):
+        for column in range(stride):
+            y, x = row + patches.before, column + patches.before
+            expected = [
+                windows[:, :, max(y - r, 0) : y + r + 1, max(x - r, 0) : x + r + 1].mean(dim=(2, 3))
+                for r in radii
+            ]
+            torch.testing.assert_close(found[:, row, column], torch.cat(expected, dim=1))
+
+
+def test_windows_that_see_enough_agree_on_a_pixel() -> None:
+    scene = np.random.default_rng(0).random((1, 2, 40, 40)).astype(np.float32)
+    near, far = PatchConfig(size=12, stride=4), PatchConfig(size=24, stride=16)
+    small = box_means(torch.from_numpy(scene[:, :, 8:20, 8:20]), (0, 1, 4), near)  # block 12..16
+    large = box_means(torch.from_numpy(scene[:, :, 4:28, 4:28]), (0, 1, 4), far)  # block 8..24
+    torch.testing.assert_close(small, large[:, 4:8, 4:8])
+
+
+def test_no_radii_no_spectra() -> None:
+    assert box_means(torch.zeros(3, 2, 8, 8), (), PatchConfig(size=8, stride=2)).shape == (3, 2, 2, 0)
+
+
+def test_radii_must_ascend() -> None:
+    for radii in ((1, 0), (1, 1), (-1, 2)):
+        with pytest.raises(ValueError, match=r"features\.spectra must be ascending"):
+            FeatureConfig(spectra=radii)
