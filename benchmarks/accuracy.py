@@ -30,7 +30,13 @@ from pipeline.config import load_config
 from pipeline.errors import UserError, run_command
 from pipeline.scene import Scene, open_scene
 
-PROTOCOLS = ("random", "blocks")
+PROTOCOLS = {
+    "random": ["split.protocol=random"],
+    **{f"few{n}": ["split.protocol=random", f"split.train_per_class={n}"] for n in (5, 10, 30)},
+    "blocks": ["split.protocol=blocks"],
+    **{f"guard{px}": ["split.protocol=blocks", f"split.guard_px={px}"] for px in (12, 24)},
+}
+"""Name -> settings: shares of each class as configured; few labels; blocks, with a guard distance."""
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -101,7 +107,7 @@ def _seeds(text: str) -> list[int]:
 def _protocols(text: str) -> list[str]:
     parts = [part.strip() for part in text.split(",")]
     if not set(parts) <= set(PROTOCOLS) or len(set(parts)) < len(parts):
-        raise UserError(f"--protocols {text}: expected {' or '.join(PROTOCOLS)}, or both")
+        raise UserError(f"--protocols {text}: expected some of {', '.join(PROTOCOLS)}, each once")
     return parts
 
 
@@ -111,7 +117,7 @@ def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
     Raises:
         UserError: A prefix names no protocol, or the key is one that this command decides.
     """
-    chosen = [] if protocol is None else [f"split.protocol={protocol}"]
+    chosen = [] if protocol is None else list(PROTOCOLS[protocol])
     for override in overrides:
         prefix, colon, rest = override.partition("=")[0].partition(":")
         if colon and prefix not in PROTOCOLS:
@@ -208,7 +214,14 @@ def _score_peers(centre_NTD: NDArray[np.float32], pixels: peers.Pixels, images: 
         print(f"  {name}", file=sys.stderr, flush=True)
         results[name] = peers.peer(variants, pixels)
     results[peers.PROFILES]["seconds"] += seconds
+    for name, method in ((peers.FOREST, _forest), (peers.TRANSFORMER, peers.transformer)):
+        print(f"  {name}", file=sys.stderr, flush=True)
+        results[name] = method(cube_BHW, pixels)
     return results
+
+
+def _forest(cube_BHW: NDArray[np.float32], pixels: peers.Pixels) -> dict[str, Any]:
+    return peers.forest(peers.spectra(cube_BHW, pixels), pixels)
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:

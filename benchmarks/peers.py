@@ -1,23 +1,26 @@
-"""Classical peers of the pipeline: support vector machines with a Gaussian kernel, on three inputs.
+"""Peers of the pipeline: support vector machines on three inputs, a random forest, a transformer.
 
-Spectra; principal components with extended morphological profiles (Benediktsson, Palmason &
-Sveinsson 2005); and the pipeline's own purified features. All are tuned on the training pixels.
+The machines (Gaussian kernel) see spectra; principal components with extended morphological profiles
+(Benediktsson, Palmason & Sveinsson 2005); and the pipeline's own purified features. The forest sees
+spectra, the transformer (ssftt.py) patches. All are tuned on the training pixels.
 Shapes: N pixel, D feature, T timestep, C component, B band, H row, W column.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.morphology import dilation, disk, erosion, reconstruction
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from benchmarks import ssftt
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN
 
@@ -33,7 +36,11 @@ RADII = (1, 2, 3, 5, 8)
 PROFILED = 4
 """Principal components that get profiles."""
 
+FOREST_GRID = {"max_features": [0.1, 0.3, 0.6, 1.0], "min_samples_leaf": [1, 2, 4, 8]}
+TREES = 200
+
 SPECTRA, PROFILES, FEATURES = "SVM, spectra", "SVM, PCA + EMP", "SVM, our purified features"
+FOREST, TRANSFORMER = "random forest, spectra", "SSFTT"
 _BLOCK = 4096
 
 
@@ -176,3 +183,28 @@ def feature_variants(centre_NTD: NDArray[np.float32]) -> list[tuple[str, FloatAr
     if centre_NTD.shape[1] > 1:
         variants.append(("first timestep", centre_NTD[:, 0]))
     return variants
+
+
+def forest(features_ND: FloatArray, pixels: Pixels) -> dict[str, Any]:
+    """Scores of a random forest, tuned by cross-validation on the training pixels; as of ``peer``."""
+    begun = time.monotonic()
+    train, test = pixels.split == TRAIN, pixels.split == TEST
+    label, folds = pixels.label[train], folds_of(pixels.label[train])
+    plain = RandomForestClassifier(TREES, random_state=0, n_jobs=-1)
+    search = GridSearchCV(plain, FOREST_GRID, cv=folds) if folds else plain
+    search.fit(features_ND[train], label)
+    chosen = {"chosen": search.best_params_} if folds else {}
+    return score(pixels, search.predict(features_ND[test])) | chosen | {"seconds": time.monotonic() - begun}
+
+
+def transformer(cube_BHW: NDArray[np.float32], pixels: Pixels) -> dict[str, Any]:
+    """Scores of SSFTT, tuned on a part of the training pixels; as of ``peer``."""
+    begun = time.monotonic()
+    image_CHW = ssftt.whitened(cube_BHW)
+    train, test = pixels.split == TRAIN, pixels.split == TEST
+    codes = np.unique(pixels.label[train])
+    position = np.searchsorted(codes, pixels.label[train])
+    y, x, folds = pixels.y[train], pixels.x[train], folds_of(pixels.label[train])
+    model, chosen = ssftt.tuned(image_CHW, y, x, position, folds)
+    predicted = codes[ssftt.predict(model, image_CHW, pixels.y[test], pixels.x[test])]
+    return score(pixels, predicted) | {"chosen": asdict(chosen), "seconds": time.monotonic() - begun}

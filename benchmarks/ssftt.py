@@ -1,11 +1,12 @@
 """A convolutional network with a spectral-spatial transformer behind it, after Sun et al. (TGRS 2022).
 
-Principal components of a 13 x 13 patch pass a 3-D and a 2-D convolution; a tokenizer sums the pixels into four
-tokens by weights that it learns; one transformer layer and a class token name the class of the pixel
+Principal components of a 13 x 13 patch pass a 3-D and a 2-D convolution; a tokenizer sums the pixels into
+four tokens by weights that it learns; one transformer layer and a class token name the class of the pixel
 in the middle. Written from the published description.
 Shapes: N patch, C component, P side of a patch, L pixel of the feature map, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,8 @@ class Training:
     epochs: int
 
 
-TRIALS = tuple(Training(rate, epochs) for rate in (3e-4, 1e-3, 3e-3) for epochs in (100, 200))
+TRIALS = tuple(Training(rate, epochs) for rate in (3e-4, 1e-3) for epochs in (100, 200))
+"""Fewer than the other peers get: each is a whole training."""
 
 
 class SSFTT(nn.Module):
@@ -58,7 +60,7 @@ class SSFTT(nn.Module):
 
 
 def whitened(cube_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """At most ``COMPONENTS`` principal components of unit variance, zero beyond the edge: (C, H + 12, W + 12).
+    """At most ``COMPONENTS`` components of unit variance, zeros round them: (C, H + 12, W + 12).
 
     No data counts as the band's mean.
     """
@@ -89,13 +91,32 @@ def fit(patches_NCPP: Tensor, position_N: Tensor, classes: int, training: Traini
     optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
     for _ in range(training.epochs):
         order = torch.randperm(len(position_N))
-        for at in order.split(_BATCH):
+        for at in torch.split(order, _BATCH):
             if len(at) > 1:
                 loss = F.cross_entropy(model(patches_NCPP[at]), position_N[at])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     return model.eval()
+
+
+def tuned(
+    image_CHW: NDArray[np.float32], y: NDArray[np.int64], x: NDArray[np.int64], position_N: NDArray[np.int64],
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> tuple[SSFTT, Training]:  # fmt: skip
+    """Choose a trial on the first fold of the training pixels, then train on all of them."""
+    patches, classes = patches_at(image_CHW, y, x), int(position_N.max()) + 1
+    position = torch.from_numpy(position_N)
+    best = TRIALS[0]
+    if folds:
+        inside, held = folds[0]
+        scores = [
+            float((predict(fit(patches[inside], position[inside], classes, trial, seed=0), image_CHW,
+                           y[held], x[held]) == position_N[held]).mean())
+            for trial in TRIALS
+        ]  # fmt: skip
+        best = TRIALS[int(np.argmax(scores))]
+    return fit(patches, position, classes, best, seed=0), best
 
 
 @torch.inference_mode()

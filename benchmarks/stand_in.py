@@ -46,6 +46,7 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
     write_json(folder.selection, {"codes": codes, "classes": classes} | selection)
     spectra = len(config.features.spectra) * COMPONENTS
     shape = len(config.features.timesteps), len(kept), CLASSES, spectra
+    write_json(folder.calibration, {"temperature": 1.0})
     for member in range(config.classifier.members):
         torch.manual_seed(member)
         head = Head(config.classifier, config.fusion, *shape)

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.record import publish
-from mtmsd.classifier import Ensemble, train_member
+from mtmsd.classifier import Ensemble
 from mtmsd.diffusion import Schedule
 from mtmsd.features import Extractor, Features, Readout
+from mtmsd.members import Pixels, train_member
 from mtmsd.metrics import Confusion
 from mtmsd.purify import ClassMeans, Selection, select
 from mtmsd.split import TEST, TRAIN
@@ -134,10 +135,10 @@ class Bench:
             kinds.append(means.finish())
         selection = select(kinds, self.config.purify)
         kept = centre[..., list(selection.centre)], pooled[..., list(selection.pooled)], spectra
+        pixels = Pixels(*kept, torch.from_numpy(position)).at(torch.from_numpy(train))
         members = [
             train_member(
-                self.config.classifier, self.config.fusion, kept[0][train], kept[1][train], spectra[train],
-                torch.from_numpy(position[train]), classes, seed=self.config.seed, member=m,
+                self.config.classifier, self.config.fusion, pixels, classes, seed=self.config.seed, member=m,
             )[0]
             for m in range(self.config.classifier.members)
         ]  # fmt: skip

@@ -23,10 +23,12 @@ from typing import Any
 _PIECES = {
     "areas": ("AreaEstimates", "estimate_areas"),
     "bands": ("BandMap", "band_spacing", "in_order", "match_bands"),
-    "classifier": ("ClassifierConfig", "Ensemble", "Head", "Prediction", "combine", "train_member"),
+    "calibration": ("Reliability", "fit_temperature", "fold_of"),
+    "classifier": ("ClassifierConfig", "Ensemble", "Head", "Prediction", "combine"),
     "diffusion": ("DiffusionConfig", "Schedule", "shared_noise"),
     "features": ("Extractor", "FeatureConfig", "Features", "feature_width"),
     "fusion": ("FusionConfig", "SelectiveFusion"),
+    "members": ("Pixels", "held_out_logits", "train_member"),
     "metrics": ("Confusion",),
     "purify": ("ClassMeans", "PurifyConfig", "Selection", "channel_scores", "select", "select_channels"),
     "spectra": ("box_means",),

@@ -8,7 +8,6 @@ Shapes: M member, N pixel, T timestep, K kept channel, E spectral feature, C cla
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -46,6 +45,9 @@ class ClassifierConfig:
     """Learning rate at the end."""
     weight_decay: float = 0.05
     """Weight decay of AdamW."""
+    calibrate: bool = True
+    """Scale the logits by one temperature, fitted on held-out training pixels, so that confidence is the
+    share that is right (costs as many trainings again; the paper: no)."""
 
     def __post_init__(self) -> None:
         """Refuse an empty ensemble or training."""
@@ -127,9 +129,12 @@ class Ensemble:
     once for all pixels of a window. The members' first and last layers run as one batched product.
 
     Members must have been trained on the same pixels: they share the mean and scale of the features.
+    Their logits are divided by ``temperature`` (calibration.py).
     """
 
-    def __init__(self, members: Sequence[Head], vote: Literal["majority", "mean"]) -> None:
+    def __init__(
+        self, members: Sequence[Head], vote: Literal["majority", "mean"], temperature: float = 1.0
+    ) -> None:
         if any(not torch.equal(m.mean_2TK, members[0].mean_2TK) for m in members):
             raise ValueError("members of an ensemble must share the mean and scale of their features")
         with torch.no_grad():
@@ -146,6 +151,7 @@ class Ensemble:
                 (torch.stack([w for w, _ in layer]), torch.stack([b for _, b in layer])[:, None])
                 for layer in zip(*layers, strict=True)
             ]
+            self._layers[-1] = self._layers[-1][0] / temperature, self._layers[-1][1] / temperature
 
     def window_votes(self, pooled_NTK: Tensor) -> Tensor:
         """What windows (or pixels) with these pooled features add to the votes: (M, T, N, K)."""
@@ -240,55 +246,3 @@ def combine(probability_MNC: Tensor, vote: Literal["majority", "mean"]) -> Predi
     confidence = mean_NC.gather(1, position[:, None])[:, 0]
     entropy = torch.special.entr(mean_NC).sum(dim=1)
     return Prediction(position, confidence, entropy)
-
-
-def train_member(
-    config: ClassifierConfig,
-    fusion: FusionConfig,
-    centre_NTK: Tensor,
-    pooled_NTK: Tensor,
-    spectra_NE: Tensor,
-    position_N: Tensor,
-    classes: int,
-    *,
-    seed: int,
-    member: int,
-) -> tuple[Head, list[dict[str, float]]]:
-    """Train one member on all training pixels; the result depends on (seed, member) alone.
-
-    Returns:
-        The member, and per epoch its mean loss and accuracy on the training batches.
-    """
-    n, timesteps, channels = centre_NTK.shape
-    device = centre_NTK.device
-    history = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed * 1_000_003 + member)
-        head = Head(config, fusion, timesteps, channels, classes, spectra_NE.shape[1]).to(device).train()
-        if config.standardise:
-            head.standardise(centre_NTK, pooled_NTK, spectra_NE)
-        optimizer = torch.optim.AdamW(
-            head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        batch = min(config.batch, n)
-        for epoch in range(config.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = _cosine(config, epoch)
-            order, loss_sum, right = torch.randperm(n).to(device), 0.0, 0
-            for start in range(0, n - batch + 1, batch):
-                at = order[start : start + batch]
-                logits = head(centre_NTK[at], pooled_NTK[at], spectra_NE[at])
-                loss = F.cross_entropy(logits, position_N[at], label_smoothing=config.label_smoothing)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                loss_sum += float(loss.detach())
-                right += int((logits.argmax(dim=1) == position_N[at]).sum())
-            steps = n // batch
-            history.append({"loss": loss_sum / steps, "train_accuracy": right / (steps * batch)})
-    return head.eval(), history
-
-
-def _cosine(config: ClassifierConfig, epoch: int) -> float:
-    wave = (1 + math.cos(math.pi * epoch / config.epochs)) / 2
-    return config.final_rate + (config.learning_rate - config.final_rate) * wave

@@ -30,6 +30,7 @@ _PATHS = {
     "features": "features.zarr",
     "classifier": "classifier",
     "selection": "classifier/selection.json",
+    "calibration": "classifier/calibration.json",
     "map": "map.zarr",
     "metrics": "metrics.json",
 }
@@ -79,6 +80,8 @@ class RunFolder:
     """The members of the ensemble."""
     selection: Path = field(init=False)
     """The channels that purification keeps, and the classes."""
+    calibration: Path = field(init=False)
+    """The temperature of the ensemble's logits."""
     map: Path = field(init=False)
     """Class, confidence and entropy of every pixel."""
     metrics: Path = field(init=False)
@@ -87,6 +90,10 @@ class RunFolder:
     def member(self, index: int) -> Path:
         """Weights of one member of the ensemble."""
         return self.classifier / f"member_{index}.safetensors"
+
+    def held_out(self, index: int) -> Path:
+        """What a member's twin says of training pixels that it did not see."""
+        return self.classifier / f"held_out_{index}.safetensors"
 
     def records(self) -> dict[str, Any]:
         """``stages.json``; empty before the first stage."""
@@ -126,7 +133,10 @@ class RunFolder:
             "reduce": (self.reduced, self.spectral),
             "pretrain": (self.pretrain,),
             "extract": (self.features, self.selection),
-            "classify": (*self.classifier.glob("member_*"), self.classifier / "history.json", self.metrics),
+            "classify": (
+                *self.classifier.glob("member_*"), *self.classifier.glob("held_out_*"),
+                self.classifier / "history.json", self.calibration, self.metrics,
+            ),
             "map": (self.map, *(self.path / name for name in _MAP_FILES)),
             "report": tuple(self.path / name for name in _REPORT_FILES),
         }  # fmt: skip

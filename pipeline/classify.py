@@ -14,9 +14,10 @@ import torch
 import zarr
 from ray.actor import ActorHandle
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from mtmsd.classifier import train_member
+from mtmsd.calibration import Reliability, fit_temperature, fold_of
+from mtmsd.members import Pixels, held_out_logits, train_member
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
@@ -45,14 +46,17 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
         if members:
             _train(config, folder, shares, members, meter)
         _write_history(config, folder)
+        if config.classifier.calibrate:
+            _calibrate(config, folder)
         codes = np.asarray(read_json(folder.selection)["codes"])
         source = UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20)
         rows = shares.through_actors(read_units(source), groups, _Scorer, (config, folder, shares.gpu, codes))
-        confusion = Confusion(len(codes))
+        confusion, reliability = Confusion(len(codes)), Reliability()
         for row in in_order(rows.iter_rows()):
             confusion.counts += row["confusion"]
+            reliability.sums_B3 += row["reliability"]
             meter.add.remote(1, int(row["pixels"]), int(row["bytes_read"]), 0, int(row["peak_rss"]))
-        write_json(folder.metrics, _metrics(config, folder, codes, confusion))
+        write_json(folder.metrics, _metrics(config, folder, codes, confusion, reliability))
         return record()
 
 
@@ -100,23 +104,49 @@ def _train_members(settings: dict[str, Any]) -> None:
     codes = np.asarray(read_json(folder.selection)["codes"])
     position = np.searchsorted(codes, np.asarray(group["label"][...])[train])
     device = ray.train.torch.get_device()
-    centre, pooled, spectra = (torch.from_numpy(group[k].oindex[train]).to(device) for k in _FEATURES)
+    kinds = (torch.from_numpy(group[name].oindex[train]) for name in _FEATURES)
+    pixels = Pixels(*(kind.to(device) for kind in (*kinds, torch.from_numpy(position))))
+    fold = torch.from_numpy(fold_of(position, config.classifier.members, config.seed)).to(device)
     for member in mine:
+        if config.classifier.calibrate:
+            _write_held_out(config, folder, pixels, len(codes), fold == member, member)
         head, history = train_member(
-            config.classifier, config.fusion, centre, pooled, spectra,
-            torch.from_numpy(position).to(device), len(codes), seed=config.seed, member=member,
-        )  # fmt: skip
-        metadata = {
-            "shape": json.dumps([*centre.shape[1:], len(codes), spectra.shape[1]]),
-            "history": json.dumps(history),
-        }
+            config.classifier, config.fusion, pixels, len(codes), seed=config.seed, member=member
+        )
+        shape = [*pixels.centre_NTK.shape[1:], len(codes), pixels.spectra_NE.shape[1]]
+        metadata = {"shape": json.dumps(shape), "history": json.dumps(history)}
         path = folder.member(member)
-        weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
-        save_file(weights, path.with_suffix(".partial"), metadata)
-        path.with_suffix(".partial").rename(path)
+        _save(path, head.state_dict(), metadata)
         settings["meter"].add.remote(1, 0, 0, path.stat().st_size, peak_rss())
         settings["meter"].observe.remote(**history[-1])
     ray.train.report({"members": len(mine)})
+
+
+def _write_held_out(
+    config: Config, folder: RunFolder, pixels: Pixels, classes: int, held: torch.Tensor, member: int
+) -> None:
+    """What a member's twin says of the training pixels that it was not given."""
+    logits = torch.empty((0, classes))
+    if held.any():
+        logits = held_out_logits(
+            config.classifier, config.fusion, pixels, classes, held, seed=config.seed, member=member
+        )
+    _save(folder.held_out(member), {"logits": logits, "position": pixels.position_N[held]})
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write whole or not at all."""
+    partial = path.with_suffix(".partial")
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
+    partial.rename(path)
+
+
+def _calibrate(config: Config, folder: RunFolder) -> None:
+    """Write the temperature that fits the held-out training pixels."""
+    stored = [load_file(folder.held_out(member)) for member in range(config.classifier.members)]
+    logits, position = (torch.cat([part[name] for part in stored]) for name in ("logits", "position"))
+    about = {"temperature": fit_temperature(logits, position), "held_out_pixels": len(position)}
+    write_json(folder.calibration, about)
 
 
 def _write_history(config: Config, folder: RunFolder) -> None:
@@ -152,20 +182,27 @@ class _Scorer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         test = batch["split"][0] == TEST
-        confusion = Confusion(len(self._codes))
+        confusion, reliability = Confusion(len(self._codes)), Reliability()
         if test.any():
             features = (torch.tensor(batch[name][0][test], device=self._device) for name in _FEATURES)
-            predicted = self._ensemble(*features).position_N.cpu().numpy()
-            confusion.update(np.searchsorted(self._codes, batch["label"][0][test]), predicted)
+            answer = self._ensemble(*features)
+            predicted = answer.position_N.cpu().numpy()
+            truth = np.searchsorted(self._codes, batch["label"][0][test])
+            confusion.update(truth, predicted)
+            reliability.update(answer.confidence_N.cpu().numpy(), predicted == truth)
         carried = {key: batch[key] for key in ("unit", "bytes_read")}
         return carried | {
-            "confusion": confusion.counts[None], "pixels": np.array([test.sum()]),
-            "peak_rss": np.array([peak_rss()]),
+            "confusion": confusion.counts[None], "reliability": reliability.sums_B3[None],
+            "pixels": np.array([test.sum()]), "peak_rss": np.array([peak_rss()]),
         }  # fmt: skip
 
 
 def _metrics(
-    config: Config, folder: RunFolder, codes: np.ndarray[Any, Any], confusion: Confusion
+    config: Config,
+    folder: RunFolder,
+    codes: np.ndarray[Any, Any],
+    confusion: Confusion,
+    reliability: Reliability,
 ) -> dict[str, Any]:
     y, x, label, split = (_column(folder, name) for name in ("y_index", "x_index", "label", "split"))
     scores = confusion.finish()
@@ -192,5 +229,6 @@ def _metrics(
         "n_train": int((split == TRAIN).sum()), "n_test": int((split == TEST).sum()),
         "oa": scores["oa"], "aa": scores["aa"], "kappa": scores["kappa"],
         "per_class": per_class, "confusion": scores["confusion"],
+        "ece": reliability.error(), "reliability": reliability.rows(),
         "overlap": overlap(y, x, split, size // 2, size - size // 2 - 1),
     }  # fmt: skip

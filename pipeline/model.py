@@ -52,8 +52,10 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
         if override.split(".")[0].split("=")[0] not in ("map", "polygons", "cluster"):
             raise UserError(f"--set {override}: with --model only map.*, polygons.* and cluster.* can be set")
     own = Config.model_validate(read_json(model / "run.json")["config"])
-    last = RunFolder(model).member(own.classifier.members - 1)
-    _check_parts(model, [str(last.relative_to(model))])
+    folder = RunFolder(model)
+    needed = [folder.member(own.classifier.members - 1)]
+    needed += [folder.calibration] if own.classifier.calibrate else []
+    _check_parts(model, [str(path.relative_to(model)) for path in needed])
     return load_config(None, overrides, own)
 
 
@@ -229,4 +231,5 @@ def _files(model: Path) -> list[Path]:
     return [
         *(model / part for part in _PARTS),
         *sorted((model / "classifier").glob("member_*.safetensors")),
+        *(model / "classifier").glob("calibration.json"),
     ]

@@ -225,6 +225,10 @@ def _curves(folder: RunFolder) -> list[dict[str, str]]:
     if classifier:
         title = "Classifier: every member of the ensemble"
         curves.append({"title": title, "uri": images.classifier_curves(classifier)})
+    reliability = _json(folder.metrics, {}).get("reliability")
+    if reliability:
+        title = "Reliability: share of test pixels that is right, by confidence; the line is perfect"
+        curves.append({"title": title, "uri": images.reliability_curve(reliability)})
     return curves
 
 

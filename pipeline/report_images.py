@@ -135,6 +135,19 @@ def classifier_curves(history: Records) -> str:
     return _figure_uri(figure)
 
 
+def reliability_curve(rows: Sequence[Sequence[float]]) -> str:
+    """Return the share that is right over mean confidence, a dot per bin, its area by the bin's pixels."""
+    figure = Figure(figsize=(5.2, 2.9), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    confidence, right, pixels = np.array(rows).T
+    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9)
+    axes.plot(confidence, right, color="#3d9bff", linewidth=0.9)
+    axes.scatter(confidence, right, s=8 + 120 * pixels / pixels.max(), color="#3d9bff")
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("share that is right")
+    return _figure_uri(figure)
+
+
 def _marker(history: Records) -> str:
     return "o" if len(history) == 1 else ""
 

@@ -12,7 +12,7 @@ from mtmsd.diffusion import Schedule
 from mtmsd.features import Extractor, Readout
 from mtmsd.purify import Selection
 from mtmsd.unet import UNet
-from pipeline.artifacts import RunFolder
+from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
 
 
@@ -58,4 +58,5 @@ def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
         head = Head(config.classifier, config.fusion, *shape)
         head.load_state_dict(load_file(path))
         heads.append(head.eval().to("cuda" if gpu else "cpu"))
-    return Ensemble(heads, config.classifier.vote)
+    temperature = read_json(folder.calibration)["temperature"] if config.classifier.calibrate else 1.0
+    return Ensemble(heads, config.classifier.vote, temperature)

@@ -1,10 +1,8 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.pipeline import make_pipeline
@@ -15,7 +13,6 @@ from benchmarks import accuracy, peers
 from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise, table
 from benchmarks.peers import Pixels
 from mtmsd.split import TEST, TRAIN
-from pipeline.artifacts import RunFolder, write_json
 from pipeline.errors import UserError
 
 
@@ -218,6 +215,9 @@ def test_overrides_by_protocol() -> None:
     assert accuracy.overrides_of(given_, None) == ["seed=4"]
     blocks = ["split.protocol=blocks", "seed=4", "split.train_per_class=30"]
     assert accuracy.overrides_of(given_, "blocks") == blocks
+    few = ["split.protocol=random", "split.train_per_class=10", "seed=4"]
+    assert accuracy.overrides_of(given_, "few10") == few
+    assert accuracy.overrides_of([], "guard24") == ["split.protocol=blocks", "split.guard_px=24"]
     for wrong in ("other:seed=1", "split.seed=1", "blocks:split.protocol=random"):
         with pytest.raises(UserError, match="--set"):
             accuracy.overrides_of([wrong], None)
@@ -228,7 +228,7 @@ def test_overrides_by_protocol() -> None:
     [
         (["--seeds", "0,x"], "--seeds 0,x"),
         (["--seeds", "1,1"], "--seeds 1,1"),
-        (["--protocols", "checkerboard"], "random or blocks"),
+        (["--protocols", "checkerboard"], "random, few5"),
         (["--set", "blocks:split.blok=3"], "split.block"),
         (["--set", "seed"], "expected section.key=value"),
         ([], "nowhere.zarr"),
@@ -244,57 +244,3 @@ def test_mistakes_end_with_one_line_and_leave_nothing(
     assert last.startswith("error: ")
     assert said in last
     assert not out.exists()
-
-
-def test_adopt_copies_the_base_once_without_checkpoints(tmp_path: Path) -> None:
-    base = RunFolder(tmp_path / "base")
-    (base.pretrain / "diffusion-1").mkdir(parents=True)
-    (base.pretrain / "diffusion-1" / "state.pt").write_text("large")
-    base.unet.write_text("weights")
-    run = accuracy.adopt(base, tmp_path / "random_seed0")
-    assert run.unet.read_text() == "weights"
-    assert not (run.pretrain / "diffusion-1").exists()
-    run.metrics.write_text("{}")
-    base.unet.write_text("other")
-    assert accuracy.adopt(base, run.path).unet.read_text() == "weights"
-    assert run.metrics.exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "random_seed0"]
-
-
-def finished_run(path: Path) -> RunFolder:
-    """A hand-made run folder as the pipeline leaves it, as far as the measurement reads it."""
-    run = RunFolder(path)
-    features, pixels = clusters()
-    group = zarr.open_group(run.features, mode="w")
-    for name, values in zip(
-        ("y_index", "x_index", "label", "split"),
-        (pixels.y % 6, pixels.x // 6, pixels.label, pixels.split),
-        strict=True,
-    ):
-        group.create_array(name, data=values)
-    group.create_array("centre", data=np.stack([features, features], axis=1).astype(np.float32))
-    stage = {"wall_s": 2.0, "fingerprint": "f"}
-    write_json(run.stages, {"extract": stage, "classify": stage})
-    rows = [{"accuracy": value} for value in (1.0, 0.5, 0.5)]
-    metrics = {"oa": 0.7, "aa": 0.6, "kappa": 0.5, "split": {}, "n_train": 18, "n_test": 18, "overlap": 1.0}
-    write_json(run.metrics, metrics | {"per_class": rows})
-    return run
-
-
-def test_measure_scores_all_on_the_same_pixels_and_keeps_the_peers(tmp_path: Path) -> None:
-    run = finished_run(tmp_path)
-    rng = np.random.default_rng(0)
-    images = (rng.random((5, 6, 6), np.float32), rng.random((7, 6, 6), np.float32), 100.0)
-    measured = accuracy.measure(run, images)
-    assert list(measured["methods"]) == [OURS, peers.SPECTRA, peers.PROFILES, peers.FEATURES]
-    assert measured["methods"][OURS] == {
-        "oa": 0.7, "aa": 0.6, "kappa": 0.5, "per_class": [1.0, 0.5, 0.5], "seconds": 4.0,
-    }  # fmt: skip
-    assert measured["methods"][peers.PROFILES]["seconds"] > 100
-    stored = json.loads((tmp_path / "peers.json").read_text())
-    stored["methods"][peers.SPECTRA]["oa"] = 0.123
-    write_json(tmp_path / "peers.json", stored)
-    assert accuracy.measure(run, images)["methods"][peers.SPECTRA]["oa"] == 0.123
-    write_json(tmp_path / "peers.json", stored | {"key": "of other pixels"})
-    again = accuracy.measure(run, images)["methods"]
-    assert again[peers.SPECTRA]["oa"] == measured["methods"][peers.SPECTRA]["oa"]

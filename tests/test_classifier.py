@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtmsd.classifier import ClassifierConfig, Ensemble, Head, combine, train_member
+from mtmsd.classifier import ClassifierConfig, Ensemble, Head, combine
 from mtmsd.fusion import FusionConfig
+from mtmsd.members import Pixels, held_out_logits, train_member
 from tests import reference
 
 torch.set_num_threads(1)
@@ -36,7 +37,7 @@ def toy(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def trained(config: ClassifierConfig, data: tuple[Tensor, Tensor, Tensor, Tensor], *, seed: int = 1,
             member: int = 0, fusion: FusionConfig | None = None,
             ) -> tuple[Head, list[dict[str, float]]]:  # fmt: skip
-    return train_member(config, fusion or FusionConfig(), *data, CLASSES, seed=seed, member=member)
+    return train_member(config, fusion or FusionConfig(), Pixels(*data), CLASSES, seed=seed, member=member)
 
 
 def same(a: Head, b: Head) -> bool:
@@ -125,6 +126,25 @@ def test_what_only_the_spectra_tell_is_learnt() -> None:
     head, _ = trained(QUICK, (torch.zeros_like(centre), pooled, spectra, position))
     found = Ensemble([head], "mean")(torch.zeros_like(centre), pooled, spectra)
     assert (found.position_N == position).float().mean() > 0.95
+
+
+def test_a_twin_has_not_seen_what_is_held_out() -> None:
+    pixels, held = Pixels(*toy(60)), torch.arange(60) % 4 == 1
+    logits = held_out_logits(QUICK, FusionConfig(), pixels, CLASSES, held, seed=1, member=0)
+    assert logits.shape == (15, CLASSES)
+    assert (logits.argmax(dim=1) == pixels.position_N[held]).float().mean() > 0.8
+    lied = pixels._replace(position_N=torch.where(held, 0, pixels.position_N))
+    again = held_out_logits(QUICK, FusionConfig(), lied, CLASSES, held, seed=1, member=0)
+    assert torch.equal(logits, again)
+
+
+def test_the_temperature_sharpens_confidence_alone() -> None:
+    data = toy(60)
+    members = [trained(replace(QUICK, epochs=1), data, member=0)[0]]
+    plain, sharp = (Ensemble(members, "mean", t)(*data[:3]) for t in (1.0, 0.25))
+    logits = members[0](*data[:3]).detach()
+    torch.testing.assert_close(sharp.confidence_N, (4 * logits).softmax(dim=1).amax(dim=1))
+    assert torch.equal(plain.position_N, sharp.position_N)
 
 
 @pytest.mark.parametrize("n", [3, 15, 16, 17])

@@ -1,0 +1,102 @@
+"""Training of the ensemble's members, and of their twins that leave training pixels out.
+
+Shapes: N pixel, T timestep, K kept channel, E spectral feature, C class.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtmsd.classifier import ClassifierConfig, Head
+from mtmsd.fusion import FusionConfig
+
+History = list[dict[str, float]]
+
+
+class Pixels(NamedTuple):
+    """Training pixels: purified features, spectra, class position (0-based)."""
+
+    centre_NTK: Tensor
+    pooled_NTK: Tensor
+    spectra_NE: Tensor
+    position_N: Tensor
+
+    def at(self, index: Tensor) -> "Pixels":
+        """Some of the pixels, by index or mask."""
+        return Pixels(*(values[index] for values in self))
+
+
+def train_member(
+    config: ClassifierConfig,
+    fusion: FusionConfig,
+    pixels: Pixels,
+    classes: int,
+    *,
+    seed: int,
+    member: int,
+) -> tuple[Head, History]:
+    """Train one member on all training pixels; the result depends on (seed, member) alone.
+
+    Returns:
+        The member, and per epoch its mean loss and accuracy on the training batches.
+    """
+    n, timesteps, channels = pixels.centre_NTK.shape
+    device = pixels.centre_NTK.device
+    history = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * 1_000_003 + member)
+        head = (
+            Head(config, fusion, timesteps, channels, classes, pixels.spectra_NE.shape[1]).to(device).train()
+        )
+        if config.standardise:
+            head.standardise(*pixels[:3])
+        optimizer = torch.optim.AdamW(
+            head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        batch = min(config.batch, n)
+        for epoch in range(config.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = _cosine(config, epoch)
+            order, loss_sum, right = torch.randperm(n).to(device), 0.0, 0
+            for start in range(0, n - batch + 1, batch):
+                *features, position = pixels.at(order[start : start + batch])
+                logits = head(*features)
+                loss = F.cross_entropy(logits, position, label_smoothing=config.label_smoothing)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                loss_sum += float(loss.detach())
+                right += int((logits.argmax(dim=1) == position).sum())
+            steps = n // batch
+            history.append({"loss": loss_sum / steps, "train_accuracy": right / (steps * batch)})
+    return head.eval(), history
+
+
+def _cosine(config: ClassifierConfig, epoch: int) -> float:
+    wave = (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    return config.final_rate + (config.learning_rate - config.final_rate) * wave
+
+
+def held_out_logits(
+    config: ClassifierConfig,
+    fusion: FusionConfig,
+    pixels: Pixels,
+    classes: int,
+    held_N: Tensor,
+    *,
+    seed: int,
+    member: int,
+) -> Tensor:
+    """Logits (n, C) of the held-out pixels by a twin of a member that never saw them.
+
+    Args:
+        held_N: Which of the pixels are held out; every class must keep a pixel.
+    """
+    twin, _ = train_member(
+        config, fusion, pixels.at(~held_N), classes, seed=seed, member=config.members + member
+    )
+    with torch.inference_mode():
+        return torch.cat([twin(*pixels.at(part)[:3]) for part in torch.split(held_N.nonzero()[:, 0], 1024)])
