@@ -190,7 +190,7 @@ def measure(run: RunFolder, images: Images) -> dict[str, Any]:
         write_json(cache, stored)
     test = pixels.split == TEST
     where = np.sort(pixels.y[test] * (1 << 32) + pixels.x[test])
-    return {key: metrics[key] for key in ("split", "n_train", "n_test", "overlap")} | {
+    return {key: metrics[key] for key in ("split", "n_train", "n_test", "overlap", "ece")} | {
         "test_pixels": hashlib.sha256(where.tobytes()).hexdigest(),
         "methods": {OURS: scores} | stored["methods"],
     }

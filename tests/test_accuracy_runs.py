@@ -43,7 +43,16 @@ def finished_run(path: Path) -> RunFolder:
     stage = {"wall_s": 2.0, "fingerprint": "f"}
     write_json(run.stages, {"extract": stage, "classify": stage})
     rows = [{"accuracy": value} for value in (1.0, 0.5, 0.5)]
-    metrics = {"oa": 0.7, "aa": 0.6, "kappa": 0.5, "split": {}, "n_train": 18, "n_test": 18, "overlap": 1.0}
+    metrics = {
+        "oa": 0.7,
+        "aa": 0.6,
+        "kappa": 0.5,
+        "split": {},
+        "n_train": 18,
+        "n_test": 18,
+        "overlap": 1.0,
+        "ece": 0.02,
+    }
     write_json(run.metrics, metrics | {"per_class": rows})
     return run
 
