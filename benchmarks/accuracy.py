@@ -1,32 +1,35 @@
 """Accuracy of the pipeline beside classical peers, on identical pixels, over seeds and protocols.
 
 ``python -m benchmarks.accuracy --scene SCENE --config FILE --out DIR --seeds 0,1,2``. Reduction and
-pretraining see no labels and run once, in DIR/base; every split then has its own run folder. The
-same command resumes.
+pretraining see no labels and run once, as the pipeline in DIR/base; so do the features of all labelled
+pixels. Every split then trains and scores all methods, and leaves DIR/<protocol>_seed<n>.json. The same
+command resumes.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
+import torch
 import zarr
 from numpy.typing import NDArray
 
-from benchmarks import peers
+from benchmarks import peers, ssftt
 from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise
+from benchmarks.learn import Kinds, Learner
 from benchmarks.record import about
-from mtmsd.split import TEST
+from mtmsd.split import TEST, TRAIN, UNUSED, make_split, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.config import load_config
+from pipeline.config import Config, fingerprints, load_config
 from pipeline.errors import UserError, run_command
 from pipeline.scene import Scene, open_scene
 
@@ -78,13 +81,16 @@ def main(
         "protocols": {},
     }
     images = _images(scene, base)
+    labelled = Labelled.read(base, scene)
+    report["shared"]["seconds"] += labelled.seconds
     for protocol in protocols:
         runs = []
         for seed in seeds:
-            run = adopt(base, folder / f"{protocol}_seed{seed}")
             chosen = [*overrides_of(overrides, protocol), f"split.seed={seed}"]
-            _pipeline(command, run, chosen, "classify")
-            runs.append({"seed": seed} | measure(run, images))
+            config = load_config(config_file, chosen)
+            print(f"{protocol}, seed {seed}:", file=sys.stderr, flush=True)
+            cache = folder / f"{protocol}_seed{seed}.json"
+            runs.append({"seed": seed} | measure(config, base, labelled, images, cache))
         report["protocols"][protocol] = {
             "summary": summarise(runs),
             "shared_tests": shared_tests(runs),
@@ -132,17 +138,6 @@ def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
     return chosen
 
 
-def adopt(base: RunFolder, path: Path) -> RunFolder:
-    """A run folder with the base's finished reduction and pretraining; an existing one stays."""
-    if not path.exists():
-        partial = path.with_name(f"{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        # Ray Train's own checkpoints are large and only serve an unfinished pretraining.
-        shutil.copytree(base.path, partial, ignore=shutil.ignore_patterns("diffusion-*"))
-        partial.rename(path)
-    return RunFolder(path)
-
-
 def _pipeline(command: list[str], run: RunFolder, overrides: list[str], until: str) -> None:
     """Run the pipeline as a user does; a finished run is only checked against the settings.
 
@@ -172,34 +167,83 @@ def _images(scene: Scene, base: RunFolder) -> Images:
     return cube_BHW, profiles_DHW, time.monotonic() - begun
 
 
-def measure(run: RunFolder, images: Images) -> dict[str, Any]:
-    """Our scores and the peers' on the pixels of a finished run; peers are kept in ``peers.json``."""
-    names = ("y_index", "x_index", "label", "split")
-    pixels = peers.Pixels(*(_array(run.features, name) for name in names))
-    metrics, records = read_json(run.metrics), run.records()
-    scores = {key: metrics[key] for key in ("oa", "aa", "kappa")} | {
-        "per_class": [row["accuracy"] for row in metrics["per_class"]],
-        "seconds": records["extract"]["wall_s"] + records["classify"]["wall_s"],
-    }
-    cache = run.path / "peers.json"
-    key = _peers_key(records["extract"]["fingerprint"])
-    stored = read_json(cache) if cache.exists() else {}
-    if stored.get("key") != key:
-        methods = _score_peers(_array(run.features, "centre"), pixels, images)
-        stored = {"key": key, "methods": methods}
-        write_json(cache, stored)
+@dataclass(frozen=True)
+class Labelled:
+    """All labelled pixels of the scene and their features, in one order."""
+
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    label: NDArray[np.int64]
+    features: Kinds
+    seconds: float
+
+    @staticmethod
+    def read(base: RunFolder, scene: Scene) -> "Labelled":
+        """From the base's U-Net, kept in ``labelled.npz`` beside it."""
+        path, begun = base.path / "labelled.npz", time.monotonic()
+        y, x, label = scene.labelled_pixels()
+        if not path.exists():
+            learner = Learner(base.path)
+            stride = learner.config.patches.stride
+            order = np.lexsort((x, y, x // stride, y // stride))  # as the pipeline does
+            y, x, label = y[order], x[order], label[order]
+            kinds = learner.features(learner.config.patches, y, x)
+            centre, pooled, spectra = (kind.numpy() for kind in kinds)
+            np.savez(
+                base.path / "labelled.partial.npz", y=y, x=x, label=label, centre=centre, pooled=pooled,
+                spectra=spectra, seconds=np.array(time.monotonic() - begun),
+            )  # fmt: skip
+            os.replace(base.path / "labelled.partial.npz", path)
+        with np.load(path) as stored:
+            features = tuple(torch.from_numpy(stored[name]) for name in ("centre", "pooled", "spectra"))
+            seconds = float(stored["seconds"])
+            return Labelled(stored["y"], stored["x"], stored["label"], cast(Kinds, features), seconds)
+
+
+def measure(
+    config: Config, base: RunFolder, labelled: Labelled, images: Images, cache: Path
+) -> dict[str, Any]:
+    """Scores of all methods on one split; kept in ``cache``."""
+    key = _key(config, base)
+    if cache.exists():
+        stored = read_json(cache)
+        if stored["key"] == key:
+            return {name: value for name, value in stored.items() if name != "key"}
+    seed = config.seed if config.split.seed is None else config.split.seed
+    split = make_split(labelled.y, labelled.x, labelled.label, config.split, seed)
+    used = np.flatnonzero(split != UNUSED)
+    pixels = peers.Pixels(*(values[used] for values in (labelled.y, labelled.x, labelled.label, split)))
+    features = tuple(kind[torch.from_numpy(used)] for kind in labelled.features)
+    begun = time.monotonic()
+    codes, position = np.unique(pixels.label, return_inverse=True)
+    learnt = Learner(base.path, config).learn(cast(Kinds, features), position, pixels.split)
+    ours = {key: learnt.confusion.finish()[key] for key in ("oa", "aa", "kappa", "per_class")}
+    seconds = time.monotonic() - begun
+    purified = features[0][..., list(learnt.selection.centre)].numpy()
+    before, after = config.patches.side // 2, config.patches.side - config.patches.side // 2 - 1
     test = pixels.split == TEST
     where = np.sort(pixels.y[test] * (1 << 32) + pixels.x[test])
-    return {key: metrics[key] for key in ("split", "n_train", "n_test", "overlap", "ece")} | {
+    protocol = config.model_dump(mode="json")["split"]
+    if protocol["train_per_class"] is None:
+        del protocol["train_per_class"]
+    found = {
+        "split": protocol, "codes": codes.tolist(),
+        "n_train": int((pixels.split == TRAIN).sum()), "n_test": int(test.sum()),
+        "overlap": overlap(pixels.y, pixels.x, pixels.split, before, after),
+        "ece": learnt.reliability.error(), "reliability": learnt.reliability.rows(),
         "test_pixels": hashlib.sha256(where.tobytes()).hexdigest(),
-        "methods": {OURS: scores} | stored["methods"],
-    }
+        "methods": {OURS: ours | {"seconds": seconds}} | _score_peers(purified, pixels, images),
+    }  # fmt: skip
+    write_json(cache, {"key": key} | found)
+    return found
 
 
-def _peers_key(extract: str) -> str:
-    """What the peers' scores depend on: pixels and features (the stage's fingerprint), and their code."""
-    code = Path(peers.__file__).read_bytes()
-    return hashlib.sha256(json.dumps([extract]).encode() + code).hexdigest()
+def _key(config: Config, base: RunFolder) -> str:
+    """What the scores depend on: settings, the U-Net, and the code of the peers."""
+    digest = hashlib.sha256(json.dumps(fingerprints(config, {}), sort_keys=True).encode())
+    for path in (base.unet, Path(peers.__file__), Path(ssftt.__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _score_peers(centre_NTD: NDArray[np.float32], pixels: peers.Pixels, images: Images) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from benchmarks.learn import Kinds
 from benchmarks.record import publish
 from benchmarks.windows import Bench
 from mtmsd.split import TEST, TRAIN, UNUSED
+from pipeline.artifacts import read_json
 from pipeline.config import Config
-
-Kinds = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+from pipeline.scene import open_scene
 
 
 def main() -> None:
@@ -30,20 +30,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--block", type=int, default=32)
     options = parser.parse_args()
-    bench, scene = Bench.open(options.run)
+    bench, scene = Bench(options.run), open_scene(read_json(options.run / "run.json")["scene"]["url"])
     window, stride = map(int, options.geometry.split(":"))
     y, x, position, use = bench.pixels(scene, options.protocol, options.seed, 3000, options.block)
     patches = replace(bench.config.patches, window=window, stride=stride)
     features = bench.features(patches, y, x)
     timesteps, chosen, rows = bench.config.features.timesteps, list[int](), []
-    quick = Bench(_quick(bench), bench.folder)
+    quick = Bench(options.run, _quick(bench))
     while len(chosen) < len(timesteps):
         left = [t for t in range(len(timesteps)) if t not in chosen]
         trial = {t: _folds(quick, features, position, use, sorted([*chosen, t])) for t in left}
         best = max(left, key=lambda t: (trial[t], -t))
         chosen.append(best)
         mine = sorted(chosen)
-        oa = bench.learn(_of(features, mine), position, use)[2]
+        oa = bench.learn(_of(features, mine), position, use).confusion.finish()["oa"]
         rows.append([len(mine), timesteps[best], trial[best], oa])
         print(rows[-1], flush=True)
     publish(
@@ -60,7 +60,7 @@ def _of(features: Kinds, steps: list[int]) -> Kinds:
 
 def _quick(bench: Bench) -> Config:
     return bench.config.model_copy(
-        update={"classifier": replace(bench.config.classifier, members=1, epochs=40)}
+        update={"classifier": replace(bench.config.classifier, members=1, epochs=40, calibrate=False)}
     )
 
 
@@ -75,7 +75,7 @@ def _folds(
         part = np.full(len(use), UNUSED)
         part[order] = TRAIN
         part[order[fold::3]] = TEST
-        scores.append(bench.learn(_of(features, steps), position, part)[2])
+        scores.append(bench.learn(_of(features, steps), position, part).confusion.finish()["oa"])
     return float(np.mean(scores))
 
 

@@ -17,21 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.learn import Learner, Learnt
 from benchmarks.record import publish
 from mtmsd.classifier import Ensemble
-from mtmsd.diffusion import Schedule
-from mtmsd.features import Extractor, Features, Readout
-from mtmsd.members import Pixels, train_member
-from mtmsd.metrics import Confusion
-from mtmsd.purify import ClassMeans, Selection, select
-from mtmsd.split import TEST, TRAIN
+from mtmsd.features import Features, Readout
+from mtmsd.split import TEST
 from mtmsd.windows import PatchConfig
-from pipeline.artifacts import RunFolder, read_json
-from pipeline.config import Config
+from pipeline.artifacts import read_json
 from pipeline.labels import labelled_split
-from pipeline.readers import Reduced
 from pipeline.scene import Scene, open_scene
-from pipeline.trained import load_unet
 
 
 def main() -> None:
@@ -46,7 +40,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=32, help="side of the blocks of the block split")
     parser.add_argument("--test", type=int, default=1500, help="test pixels that are scored, at most")
     options = parser.parse_args()
-    base, scene = Bench.open(options.run)
+    base, scene = Bench(options.run), open_scene(read_json(options.run / "run.json")["scene"]["url"])
     rows = []
     for text in options.geometries.split(","):
         window, stride = map(int, text.split(":"))
@@ -57,9 +51,9 @@ def main() -> None:
                 begun = time.perf_counter()
                 features = base.features(patches, *pixels[:2])
                 spent = (time.perf_counter() - begun) / len(pixels[0])
-                ensemble, selection, oa = base.learn(features, pixels[2], pixels[3])
-                border = base.border(patches, ensemble, selection) if stride > 1 and seed == 0 else None
-                rows.append([text, protocol, seed, oa, spent * 1e3, border])
+                learnt = base.learn(features, pixels[2], pixels[3])
+                border = base.border(patches, learnt) if stride > 1 and seed == 0 else None
+                rows.append([text, protocol, seed, learnt.confusion.finish()["oa"], spent * 1e3, border])
                 print(rows[-1], flush=True)
     publish(
         f"windows_{options.run.name}", f"{options.run.name}: window:stride against exact (stride 1)",
@@ -67,19 +61,8 @@ def main() -> None:
     )  # fmt: skip
 
 
-class Bench:
-    """A pretrained run, taken through features and classifier in this process."""
-
-    def __init__(self, config: Config, folder: RunFolder) -> None:
-        self.config, self.folder = config, folder
-        self.reduced = Reduced(str(folder.reduced))
-
-    @staticmethod
-    def open(run: Path) -> tuple["Bench", Scene]:
-        """The run and its scene."""
-        stored = read_json(run / "run.json")
-        scene = open_scene(stored["scene"]["url"])
-        return Bench(Config.model_validate(stored["config"]), RunFolder(run)), scene
+class Bench(Learner):
+    """A pretrained run, its pixels and its borders."""
 
     def pixels(
         self, scene: Scene, protocol: str, seed: int, test: int, block: int
@@ -94,62 +77,9 @@ class Bench:
         keep = np.setdiff1d(np.arange(len(y)), drop)
         return y[keep], x[keep], np.unique(label, return_inverse=True)[1][keep], use[keep]
 
-    def extractor(self, patches: PatchConfig, readout: Readout | None = None) -> Extractor:
-        """With the run's U-Net."""
-        schedule = Schedule(self.config.diffusion)
-        return Extractor(load_unet(self.folder.unet), schedule, self.config.features, patches, readout)
-
-    def features(
-        self, patches: PatchConfig, y: NDArray[np.int64], x: NDArray[np.int64]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Centre and pooled features and spectra of pixels, in their order."""
-        extract, stride, side = self.extractor(patches), patches.stride, patches.side
-        blocks, window = np.unique(np.stack([y // stride, x // stride]), axis=1, return_inverse=True)
-        parts: list[tuple[NDArray[np.int64], tuple[torch.Tensor, ...]]] = []
-        offset = torch.from_numpy(y % stride * stride + x % stride)
-        for start in range(0, blocks.shape[1], extract.batch):
-            corners = blocks.T[start : start + extract.batch] * stride - patches.before
-            read = [self.reduced.window(r, r + side, c, c + side, patches) for r, c in corners]
-            features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
-            mine = np.flatnonzero((window >= start) & (window < start + extract.batch))
-            inside = torch.from_numpy(window[mine] - start)
-            at = inside, offset[mine]
-            parts.append((mine, (features.at(*at), features.pooled_NTK[inside], features.spectra_at(*at))))
-        order = np.argsort(np.concatenate([mine for mine, _ in parts]))
-        centre, pooled, spectra = (torch.cat([part[i] for _, part in parts])[order] for i in range(3))
-        return centre, pooled, spectra
-
-    def learn(
-        self,
-        features: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        position: NDArray[np.int64],
-        use: NDArray[np.int64],
-    ) -> tuple[Ensemble, Selection, float]:
-        """Purify, train the ensemble, score the test pixels."""
-        train, classes = use == TRAIN, int(position.max()) + 1
-        centre, pooled, spectra = features
-        kinds = []
-        for kind in (centre, pooled):
-            means = ClassMeans(classes, *kind.shape[1:])
-            means.update(kind[train].numpy(), position[train])
-            kinds.append(means.finish())
-        selection = select(kinds, self.config.purify)
-        kept = centre[..., list(selection.centre)], pooled[..., list(selection.pooled)], spectra
-        pixels = Pixels(*kept, torch.from_numpy(position)).at(torch.from_numpy(train))
-        members = [
-            train_member(
-                self.config.classifier, self.config.fusion, pixels, classes, seed=self.config.seed, member=m,
-            )[0]
-            for m in range(self.config.classifier.members)
-        ]  # fmt: skip
-        ensemble = Ensemble(members, self.config.classifier.vote)
-        test, confusion = np.flatnonzero(use == TEST), Confusion(classes)
-        for part in np.array_split(test, max(1, len(test) // 256)):
-            confusion.update(position[part], ensemble(*(kind[part] for kind in kept)).position_N.numpy())
-        return ensemble, selection, float(confusion.finish()["oa"])
-
-    def border(self, patches: PatchConfig, ensemble: Ensemble, selection: Selection) -> float:
+    def border(self, patches: PatchConfig, learnt: Learnt) -> float:
         """Class changes across block borders over those one pixel to either side."""
+        ensemble, selection = learnt.ensemble, learnt.selection
         _, height, width = self.reduced.shape
         readout = Readout(selection.centre, selection.pooled, ensemble.mean_2TK[0], ensemble.scale_2TK[0])
         extract, stride = self.extractor(patches, readout), patches.stride

@@ -171,7 +171,8 @@ def run_of(seed: int, ours: float, peer: float, test: str = "") -> dict[str, Any
         return {"oa": value, "aa": value - 0.1, "kappa": value - 0.2, "seconds": 10 * value}
 
     return {
-        "seed": seed, "n_train": 20 + seed, "n_test": 80, "overlap": 0.5, "ece": 0.01, "test_pixels": test or str(seed),
+        "seed": seed, "n_train": 20 + seed, "n_test": 80, "overlap": 0.5, "ece": 0.01,
+        "test_pixels": test or str(seed),
         "split": {"protocol": "blocks", "seed": seed, "guard_px": 12, "train_per_class": 30},
         "methods": {OURS: scores(ours), "peer": scores(peer)},
     }  # fmt: skip

@@ -1,81 +1,68 @@
-"""Accuracy over run folders: adopting a pretrained base, measuring a finished run."""
+"""Accuracy on one split: all methods on the same pixels, kept for the next time."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
+import pytest
+import torch
 
 from benchmarks import accuracy, peers, ssftt
 from benchmarks.accuracy_table import OURS
 from pipeline.artifacts import RunFolder, write_json
-from tests.test_accuracy import clusters
+from pipeline.config import load_config
+
+METHODS = [OURS, peers.SPECTRA, peers.PROFILES, peers.FEATURES, peers.FOREST, peers.TRANSFORMER]
+SETTINGS = [
+    "split.train_per_class=6", "split.min_class=2", "split.seed=3", "classifier.members=2",
+    "classifier.epochs=60", "classifier.learning_rate=0.01",
+]  # fmt: skip
 
 
-def test_adopt_copies_the_base_once_without_checkpoints(tmp_path: Path) -> None:
-    base = RunFolder(tmp_path / "base")
-    (base.pretrain / "diffusion-1").mkdir(parents=True)
-    (base.pretrain / "diffusion-1" / "state.pt").write_text("large")
-    base.unet.write_text("weights")
-    run = accuracy.adopt(base, tmp_path / "random_seed0")
-    assert run.unet.read_text() == "weights"
-    assert not (run.pretrain / "diffusion-1").exists()
-    run.metrics.write_text("{}")
-    base.unet.write_text("other")
-    assert accuracy.adopt(base, run.path).unet.read_text() == "weights"
-    assert run.metrics.exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "random_seed0"]
-
-
-def finished_run(path: Path) -> RunFolder:
-    """A hand-made run folder as the pipeline leaves it, as far as the measurement reads it."""
-    run = RunFolder(path)
-    features, pixels = clusters()
-    group = zarr.open_group(run.features, mode="w")
-    for name, values in zip(
-        ("y_index", "x_index", "label", "split"),
-        (pixels.y % 6, pixels.x // 6, pixels.label, pixels.split),
-        strict=True,
-    ):
-        group.create_array(name, data=values)
-    group.create_array("centre", data=np.stack([features, features], axis=1).astype(np.float32))
-    stage = {"wall_s": 2.0, "fingerprint": "f"}
-    write_json(run.stages, {"extract": stage, "classify": stage})
-    rows = [{"accuracy": value} for value in (1.0, 0.5, 0.5)]
-    metrics = {
-        "oa": 0.7,
-        "aa": 0.6,
-        "kappa": 0.5,
-        "split": {},
-        "n_train": 18,
-        "n_test": 18,
-        "overlap": 1.0,
-        "ece": 0.02,
-    }
-    write_json(run.metrics, metrics | {"per_class": rows})
-    return run
-
-
-def test_measure_scores_all_on_the_same_pixels_and_keeps_the_peers(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.fixture
+def short(monkeypatch: Any) -> None:
+    """Peers in a moment."""
     monkeypatch.setattr(peers, "TREES", 3)
     monkeypatch.setattr(peers, "FOREST_GRID", {"min_samples_leaf": [1]})
     monkeypatch.setattr(ssftt, "TRIALS", (ssftt.Training(1e-3, 1),))
-    run = finished_run(tmp_path)
+
+
+def labelled() -> accuracy.Labelled:
+    """Thirty-six pixels of a 6 x 6 scene in three classes that our features tell apart."""
+    rng = np.random.default_rng(0)
+    y, x = (axis.ravel() for axis in np.mgrid[:6, :6])
+    label = np.repeat([2, 5, 9], 12)
+    centre = rng.normal(size=(36, 2, 5)).astype(np.float32)
+    centre[:, :, 1] += 3 * label[:, None]
+    kinds = (centre, rng.normal(size=(36, 2, 5)), rng.normal(size=(36, 4)))
+    centre_t, pooled, spectra = (torch.from_numpy(kind.astype(np.float32)) for kind in kinds)
+    return accuracy.Labelled(y, x, label, (centre_t, pooled, spectra), 1.0)
+
+
+def test_measure_scores_all_on_the_same_pixels_and_keeps_them(tmp_path: Path, short: None) -> None:
+    base, cache = RunFolder(tmp_path / "base"), tmp_path / "random_seed3.json"
+    base.unet.parent.mkdir(parents=True)
+    base.unet.write_text("weights")
     rng = np.random.default_rng(0)
     images = (rng.random((5, 6, 6), np.float32), rng.random((7, 6, 6), np.float32), 100.0)
-    measured = accuracy.measure(run, images)
-    assert list(measured["methods"]) == [
-        OURS, peers.SPECTRA, peers.PROFILES, peers.FEATURES, peers.FOREST, peers.TRANSFORMER,
-    ]  # fmt: skip
-    assert measured["methods"][OURS] == {
-        "oa": 0.7, "aa": 0.6, "kappa": 0.5, "per_class": [1.0, 0.5, 0.5], "seconds": 4.0,
-    }  # fmt: skip
-    assert measured["methods"][peers.PROFILES]["seconds"] > 100
-    stored = json.loads((tmp_path / "peers.json").read_text())
+    config = load_config(None, SETTINGS)
+    found = accuracy.measure(config, base, labelled(), images, cache)
+    assert list(found["methods"]) == METHODS
+    assert found["n_train"] == found["n_test"] == 18
+    assert found["methods"][OURS]["oa"] > 0.9
+    assert found["methods"][peers.SPECTRA]["oa"] < 0.8
+    assert 0 <= found["ece"] <= 1
+    assert sum(row[2] for row in found["reliability"]) == 18
+    assert found["split"]["train_per_class"] == 6
+    assert found["methods"][peers.PROFILES]["seconds"] > 100
+
+    stored = json.loads(cache.read_text())
     stored["methods"][peers.SPECTRA]["oa"] = 0.123
-    write_json(tmp_path / "peers.json", stored)
-    assert accuracy.measure(run, images)["methods"][peers.SPECTRA]["oa"] == 0.123
-    write_json(tmp_path / "peers.json", stored | {"key": "of other pixels"})
-    again = accuracy.measure(run, images)["methods"]
-    assert again[peers.SPECTRA]["oa"] == measured["methods"][peers.SPECTRA]["oa"]
+    write_json(cache, stored)
+    assert accuracy.measure(config, base, labelled(), images, cache)["methods"][peers.SPECTRA]["oa"] == 0.123
+    for other, weights in ((["split.seed=4"], "weights"), (["split.seed=3"], "others")):
+        base.unet.write_text(weights)
+        again = accuracy.measure(load_config(None, [*SETTINGS, *other]), base, labelled(), images, cache)
+        assert again["methods"][peers.SPECTRA]["oa"] != 0.123
+        write_json(cache, stored)

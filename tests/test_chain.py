@@ -14,6 +14,7 @@ import xarray as xr
 import zarr
 from safetensors.torch import load_file
 
+from benchmarks.learn import Learner
 from pipeline.artifacts import STAGES, RunFolder, read_json
 from pipeline.config import Config
 from pipeline.run import cli
@@ -117,6 +118,20 @@ def test_map_is_the_classifiers_answer(finished: Path) -> None:
     result = _map(finished)
     assert np.array_equal(codes[answer.position_N.numpy()], result["class"][at])
     np.testing.assert_allclose(answer.confidence_N.numpy(), result["confidence"][at], atol=1e-5)
+
+
+def test_the_benchmarks_learner_is_the_pipeline(finished: Path) -> None:
+    group = zarr.open_group(finished / "features.zarr", mode="r")
+    y, x, label, split = (np.asarray(group[n][...]) for n in ("y_index", "x_index", "label", "split"))
+    learner = Learner(finished)
+    features = learner.features(learner.config.patches, y, x)
+    learnt = learner.learn(features, np.unique(label, return_inverse=True)[1], split)
+    metrics = read_json(finished / "metrics.json")
+    assert learnt.selection.as_json() == {
+        key: read_json(finished / "classifier" / "selection.json")[key] for key in ("centre", "pooled")
+    }
+    assert learnt.confusion.finish()["confusion"] == metrics["confusion"]
+    assert learnt.reliability.error() == pytest.approx(metrics["ece"], abs=1e-4)
 
 
 def test_running_again_touches_nothing(finished: Path, tiny_scene: Path) -> None:

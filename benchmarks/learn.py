@@ -1,0 +1,111 @@
+"""A pretrained run taken through features and classifier in this process.
+
+The pipeline's own functions without its cluster, so that many splits share the features of all labelled
+pixels. A test compares the result with the pipeline's.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtmsd.calibration import Reliability, fit_temperature, fold_of
+from mtmsd.classifier import Ensemble, Head
+from mtmsd.diffusion import Schedule
+from mtmsd.features import Extractor, Readout
+from mtmsd.members import Pixels, held_out_logits, train_member
+from mtmsd.metrics import Confusion
+from mtmsd.purify import ClassMeans, Selection, select
+from mtmsd.split import TEST, TRAIN
+from mtmsd.windows import PatchConfig
+from pipeline.artifacts import RunFolder, read_json
+from pipeline.config import Config
+from pipeline.readers import Reduced
+from pipeline.trained import load_unet
+
+Kinds = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Centre and pooled features (N, T, K) and spectra (N, E)."""
+
+
+class Learnt(NamedTuple):
+    """What training on one split gave, and how it did on the test pixels."""
+
+    ensemble: Ensemble
+    selection: Selection
+    confusion: Confusion
+    reliability: Reliability
+
+
+class Learner:
+    """A run that has finished pretraining, under its own configuration or another one."""
+
+    def __init__(self, run: Path, config: Config | None = None) -> None:
+        self.folder = RunFolder(run)
+        self.config = config or Config.model_validate(read_json(self.folder.run)["config"])
+        self.reduced = Reduced(str(self.folder.reduced))
+
+    def extractor(self, patches: PatchConfig, readout: Readout | None = None) -> Extractor:
+        """With the run's U-Net."""
+        schedule = Schedule(self.config.diffusion)
+        return Extractor(load_unet(self.folder.unet), schedule, self.config.features, patches, readout)
+
+    def features(self, patches: PatchConfig, y: NDArray[np.int64], x: NDArray[np.int64]) -> Kinds:
+        """Centre and pooled features and spectra of pixels, in their order."""
+        extract, stride, side = self.extractor(patches), patches.stride, patches.side
+        blocks, window = np.unique(np.stack([y // stride, x // stride]), axis=1, return_inverse=True)
+        parts: list[tuple[NDArray[np.int64], tuple[torch.Tensor, ...]]] = []
+        offset = torch.from_numpy(y % stride * stride + x % stride)
+        for start in range(0, blocks.shape[1], extract.batch):
+            corners = blocks.T[start : start + extract.batch] * stride - patches.before
+            read = [self.reduced.window(r, r + side, c, c + side, patches) for r, c in corners]
+            features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
+            mine = np.flatnonzero((window >= start) & (window < start + extract.batch))
+            inside = torch.from_numpy(window[mine] - start)
+            at = inside, offset[mine]
+            parts.append((mine, (features.at(*at), features.pooled_NTK[inside], features.spectra_at(*at))))
+        order = np.argsort(np.concatenate([mine for mine, _ in parts]))
+        centre, pooled, spectra = (torch.cat([part[i] for _, part in parts])[order] for i in range(3))
+        return centre, pooled, spectra
+
+    def learn(self, features: Kinds, position: NDArray[np.int64], use: NDArray[np.int64]) -> Learnt:
+        """Purify, train and calibrate the ensemble, score the test pixels.
+
+        Args:
+            features: As ``features`` gives them, not purified yet.
+            position: Class position of each pixel, 0-based.
+            use: TRAIN, TEST or UNUSED.
+        """
+        train, classes = use == TRAIN, int(position.max()) + 1
+        means = []
+        for kind in features[:2]:
+            sums = ClassMeans(classes, *kind.shape[1:])
+            sums.update(kind[train].numpy(), position[train])
+            means.append(sums.finish())
+        selection = select(means, self.config.purify)
+        kept = features[0][..., list(selection.centre)], features[1][..., list(selection.pooled)], features[2]
+        pixels = Pixels(*kept, torch.from_numpy(position)).at(torch.from_numpy(train))
+        ensemble = self._ensemble(pixels, classes)
+        test, confusion, reliability = np.flatnonzero(use == TEST), Confusion(classes), Reliability()
+        for part in np.array_split(test, max(1, len(test) // 256)):
+            answer = ensemble(*(kind[part] for kind in kept))
+            predicted = answer.position_N.numpy()
+            confusion.update(position[part], predicted)
+            reliability.update(answer.confidence_N.numpy(), predicted == position[part])
+        return Learnt(ensemble, selection, confusion, reliability)
+
+    def _ensemble(self, pixels: Pixels, classes: int) -> Ensemble:
+        head, fusion, seed = self.config.classifier, self.config.fusion, self.config.seed
+        members: list[Head] = []
+        for member in range(head.members):
+            members.append(train_member(head, fusion, pixels, classes, seed=seed, member=member)[0])
+        if not head.calibrate:
+            return Ensemble(members, head.vote)
+        fold = torch.from_numpy(fold_of(pixels.position_N.numpy(), head.members, seed))
+        held = [(m, fold == m) for m in range(head.members) if (fold == m).any()]
+        logits = [
+            held_out_logits(head, fusion, pixels, classes, mask, seed=seed, member=m) for m, mask in held
+        ]
+        truth = [pixels.position_N[mask] for _, mask in held]
+        return Ensemble(members, head.vote, fit_temperature(torch.cat(logits), torch.cat(truth)))
