@@ -37,7 +37,7 @@ PROFILED = 4
 """Principal components that get profiles."""
 
 FOREST_GRID = {"max_features": [0.1, 0.3, 0.6, 1.0], "min_samples_leaf": [1, 2, 4, 8]}
-TREES = 200
+TREES = 100
 
 SPECTRA, PROFILES, FEATURES = "SVM, spectra", "SVM, PCA + EMP", "SVM, our purified features"
 FOREST, TRANSFORMER = "random forest, spectra", "SSFTT"
@@ -190,7 +190,7 @@ def forest(features_ND: FloatArray, pixels: Pixels) -> dict[str, Any]:
     begun = time.monotonic()
     train, test = pixels.split == TRAIN, pixels.split == TEST
     label, folds = pixels.label[train], folds_of(pixels.label[train])
-    plain = RandomForestClassifier(TREES, random_state=0, n_jobs=-1)
+    plain = RandomForestClassifier(TREES, random_state=0)
     search = GridSearchCV(plain, FOREST_GRID, cv=folds) if folds else plain
     search.fit(features_ND[train], label)
     chosen = {"chosen": search.best_params_} if folds else {}

@@ -34,7 +34,7 @@ def labelled() -> accuracy.Labelled:
     y, x = (axis.ravel() for axis in np.mgrid[:6, :6])
     label = np.repeat([2, 5, 9], 12)
     centre = rng.normal(size=(36, 2, 5)).astype(np.float32)
-    centre[:, :, 1] += 3 * label[:, None]
+    centre += 3 * label[:, None, None]
     kinds = (centre, rng.normal(size=(36, 2, 5)), rng.normal(size=(36, 4)))
     centre_t, pooled, spectra = (torch.from_numpy(kind.astype(np.float32)) for kind in kinds)
     return accuracy.Labelled(y, x, label, (centre_t, pooled, spectra), 1.0)
