@@ -74,7 +74,7 @@ def big_sources(path: Path, kind: str) -> list[Path]:
     return [*lines, Path("--labels"), path / "l.gpkg", Path("--balance"), Path("--overlap"), Path("mean")]
 
 
-@pytest.mark.parametrize("kind", ["npy", "bil", "nc", "zarr", "mosaic"])
+@pytest.mark.parametrize("kind", ["npy", "bil", "nc", "zarr"])
 def test_a_cube_larger_than_memory_goes_through(tmp_path: Path, kind: str) -> None:
     words = big_sources(tmp_path, kind)
     assert np.prod(SHAPE) * 2 > 4 * ALLOWANCE
