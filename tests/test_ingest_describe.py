@@ -66,7 +66,6 @@ def test_vector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = described(capsys, label_tif(tmp_path / "l.tif", label_map()))
     assert "label map 20 x 33 pixels (y, x), uint8" in lines
-    assert f"2 {(label_map() == 2).sum()}" in lines
     np.save(tmp_path / "l.npy", label_map())
     lines = described(capsys, tmp_path / "l.npy")
     assert "label map 20 x 33 pixels (y, x), uint8" in lines
