@@ -132,7 +132,7 @@ def fit_projection(moments: Moments, config: ReduceConfig) -> Projection:
     if not variance[-1] > 1e-12 * total:
         raise ValueError(
             f"reduce.components = {components} exceeds the rank of the spectra, "
-            f"{int((variance > 1e-12 * total).sum())}"
+            f"{int((variance > 1e-12 * total).sum())}; set it lower"
         )
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(components)]
     return Projection(moments.mean_B, vectors * np.sign(largest), np.sqrt(variance), variance / total)

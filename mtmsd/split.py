@@ -79,7 +79,8 @@ def make_split(y: IntArray, x: IntArray, label: IntArray, config: SplitConfig, s
     if len(kept) < 2:
         raise ValueError(
             f"at least two classes with split.min_class = {config.min_class} labelled pixels are "
-            f"needed, found {dict(zip(codes.tolist(), counts.tolist(), strict=True))}"
+            f"needed, found {dict(zip(codes.tolist(), counts.tolist(), strict=True))}; label more pixels, "
+            "or lower split.min_class"
         )
     for attempt in range(_ATTEMPTS if config.protocol == "blocks" else 1):
         rng = np.random.default_rng([seed, 2, attempt] if attempt else [seed, 2])

@@ -40,24 +40,42 @@ def ray_session() -> Iterator[None]:
     environment = os.environ.copy()
     # Threads that spin while they wait ruin each other on busy cores (7.2 s a step against 2.0 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if not joined:
-        _own_environment()
-    context = ray.init(
-        address=None if joined else "local",
-        runtime_env=None if inside_job or not joined else {"env_vars": {"PYTHONPATH": _ROOT}},
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        configure_logging=True,
-    )
-    if context.dashboard_url:
-        print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
-    _quiet_data()
     try:
+        if not joined:
+            _own_environment()
+        context = _init(
+            address=None if joined else "local",
+            runtime_env=None if inside_job or not joined else {"env_vars": {"PYTHONPATH": _ROOT}},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=True,
+        )
+        if context.dashboard_url:
+            print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
+        _quiet_data()
         yield
     finally:
         ray.shutdown()
         os.environ.clear()
         os.environ.update(environment)
+
+
+def _init(**how: Any) -> Any:
+    """``ray.init``; Ray gives each of its processes half a minute, which a very busy machine may exceed.
+
+    Raises:
+        UserError: Ray did not come up.
+    """
+    try:
+        return ray.init(**how)
+    except Exception as error:
+        # Ray raises a bare Exception here.
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start within its time: the machine is too busy or short of memory; free some, "
+            "then give the same command again"
+        ) from error
 
 
 def _own_environment() -> None:

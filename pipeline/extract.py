@@ -38,11 +38,11 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     Raises:
         UserError: The scene has no labels, one class only, or classes that the split cannot serve.
     """
-    y, x, label, split = labelled_split(config, scene)
+    reduced = Reduced(str(folder.reduced))
+    y, x, label, split = labelled_split(config, scene, reduced)
     train = split == TRAIN
     shares = share_out(config.cluster)
     codes = np.unique(label)
-    reduced = Reduced(str(folder.reduced))
     learning = WindowReader.plan(reduced, config.patches, y[train], x[train])
     reader = WindowReader.plan(reduced, config.patches, y, x)
     first = 0 if folder.selection.exists() else len(learning)

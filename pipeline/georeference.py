@@ -13,12 +13,15 @@ import zarr
 from pyproj.exceptions import CRSError
 
 from pipeline.errors import UserError
+from pipeline.scene_arrays import dimension_names, named_array
 
 Transform = tuple[float, float, float, float, float, float]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 # How far, in pixels, coordinates may stray from a regular grid: float32 northings do by 1/8.
 _REGULAR = 0.25
+# Not compressed: small, and readable whatever codecs a reader was built with.
+_PLAIN: dict[str, Any] = {"compressors": None, "overwrite": True}
 # A cut-out that kept its parent's GeoTransform is off by at least one pixel.
 _AGREES = 0.5
 
@@ -108,22 +111,14 @@ def write_grid(
     crs = pyproj.CRS.from_wkt(crs_wkt) if crs_wkt else None
     for name, values in (("y", y), ("x", x)):
         if values is not None:
-            group.create_array(
-                name,
-                data=values,
-                chunks=(max(1, len(values)),),
-                dimension_names=(name,),
-                attributes=_axis_attributes(name, crs),
-                overwrite=True,
-            )
+            about = _axis_attributes(name, crs)
+            named_array(group, name, (name,), about, data=values, chunks=(max(1, len(values)),), **_PLAIN)
     referenced = crs is not None or transform is not None
     if referenced:
         attributes = _mapping_attributes(crs, crs_wkt, transform)
-        zero = np.array(0, np.int64)
-        group.create_array("spatial_ref", data=zero, attributes=attributes, overwrite=True)
+        named_array(group, "spatial_ref", (), attributes, data=np.array(0, np.int64), **_PLAIN)
     for _, array in group.arrays():
-        names = getattr(array.metadata, "dimension_names", None) or ()
-        if tuple(names[-2:]) == ("y", "x"):
+        if dimension_names(array)[-2:] == ("y", "x"):
             # xarray warns about a grid mapping that is named and not there.
             kept = {k: v for k, v in array.attrs.items() if k != "grid_mapping"}
             array.attrs.put({**kept, "grid_mapping": "spatial_ref"} if referenced else kept)

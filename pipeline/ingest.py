@@ -195,7 +195,12 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Labels finer than the pixels: least share of a pixel's majority class.",
 )
-@click.option("--classes", type=_PATH, help="YAML list of {code, name, color, source}.")
+@click.option(
+    "--classes",
+    type=_PATH,
+    help="Names and colours: a CSV table with the columns code, name and, if wanted, color (#rrggbb) and "
+    "source (the code or text in the label file); or a YAML list of the same.",
+)
 @click.option("--drop-unlisted", is_flag=True, help="Unlabel classes that --classes lacks.")
 @click.option("--crs", help="Such as EPSG:26915, where the source names none.")
 @click.option("--transform", help="a,b,c,d,e,f: x = a col + b row + c, y = d col + e row + f.")

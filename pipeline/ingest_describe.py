@@ -34,7 +34,10 @@ def describe(path: Path, options: Options) -> str:
         return "\n".join([f"{path}", *_vector(path, options)])
     inside = _arrays(path, kind)
     try:
-        found = _image(read_cube(path, options))
+        cube = read_cube(path, options)
+        # One band of whole numbers is hardly an image of a spectrometer.
+        flat = cube.data.shape[0] == 1 and cube.data.dtype.kind in "iu"
+        found = _labels(path, options) if flat else _image(cube)
     except UserError as no_cube:
         try:
             found = _labels(path, options)

@@ -1,5 +1,7 @@
 """Labels on the way into a scene: the class file, the codes, and finer label maps."""
 
+import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,23 +42,27 @@ class ClassFile:
 
 
 def read_class_file(path: Path) -> ClassFile:
-    """Read a YAML list of {code, name, color, source}.
+    """Read a YAML list of {code, name, color, source}, or a CSV table with these columns.
 
     Raises:
         UserError: It is missing, no such list, or names a code twice.
     """
     try:
-        entries = TypeAdapter(list[ClassEntry]).validate_python(yaml.safe_load(path.read_text()))
+        text = path.read_text(encoding="utf-8-sig")
+        table = _rows(text) if path.suffix.lower() == ".csv" else yaml.safe_load(text)
+        entries = TypeAdapter(list[ClassEntry]).validate_python(table)
     except OSError as error:
         raise UserError(f"class file {path}: cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"class file {path}: expected text in UTF-8, found {error.reason}") from error
     except yaml.YAMLError as error:
         raise UserError(f"class file {path}: not valid YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
-            f"class file {path}: expected a list of {{code, name, color, source}}, found at "
-            f"{place}: {first['msg']}"
+            f"class file {path}: expected a YAML list of {{code, name, color, source}} or a .csv with these "
+            f"columns, found at {place}: {first['msg']}"
         ) from error
     sources: list[int | str] = [entry.code if entry.source is None else entry.source for entry in entries]
     codes: list[int | str] = [entry.code for entry in entries]
@@ -68,6 +74,20 @@ def read_class_file(path: Path) -> ClassFile:
     pairs = {s: entry.code for s, entry in zip(sources, entries, strict=True) if isinstance(s, int)}
     texts = {e.source if isinstance(e.source, str) else e.name: e.code for e in entries}
     return ClassFile(table, pairs, texts)
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    """Return the rows of a CSV table (commas or semicolons); empty cells are absent, digits are numbers."""
+    header = text.split("\n", 1)[0]
+    rows = csv.DictReader(
+        io.StringIO(text),
+        delimiter=";" if ";" in header else ",",
+        skipinitialspace=True,
+        restkey="beyond the header",
+    )
+    cells = [{k.strip().lower(): str(v or "").strip() for k, v in row.items()} for row in rows]
+    number = {"code", "source"}
+    return [{k: int(v) if k in number and v.isdecimal() else v for k, v in row.items() if v} for row in cells]
 
 
 def to_codes(labels: Any, fill: float | None, where: str) -> Any:

@@ -1,18 +1,27 @@
 """The labelled pixels of a scene, and what each one is used for."""
 
+import sys
+
 import numpy as np
 from numpy.typing import NDArray
 
 from mtmsd.split import UNUSED, make_split
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.readers import Reduced
 from pipeline.scene import Scene
 
 
 def labelled_split(
-    config: Config, scene: Scene
+    config: Config, scene: Scene, reduced: Reduced | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """y, x, label and split of the labelled pixels that train or test, ordered by their windows.
+
+    Args:
+        config: The run's configuration.
+        scene: The scene with the labels.
+        reduced: Its reduced cube, once there is one: labelled pixels without data are then left out, and
+            what was left out is told on stderr.
 
     Raises:
         UserError: The labels cannot serve the split.
@@ -23,6 +32,16 @@ def labelled_split(
             f"scene {scene.url}: expected labelled pixels (labels > 0), found none; "
             "add labels, or use --model RUN_DIR to map with an earlier run's classifier"
         )
+    if reduced is not None:
+        there = reduced.has_data(y, x)
+        if not there.any():
+            raise UserError(
+                f"scene {scene.url}: expected data at the labelled pixels, found none at all {len(y)}; "
+                "check that labels and image lie in the same place"
+            )
+        y, x, label = y[there], x[there], label[there]
+        for note in _left_out(label, config.split.min_class, int((~there).sum())):
+            print(f"left out: {note}", file=sys.stderr)
     seed = config.seed if config.split.seed is None else config.split.seed
     try:
         split = make_split(y, x, label, config.split, seed)
@@ -32,3 +51,12 @@ def labelled_split(
     stride = config.patches.stride
     order = used[np.lexsort((x[used], y[used], x[used] // stride, y[used] // stride))]
     return y[order], x[order], label[order], split[order]
+
+
+def _left_out(label: NDArray[np.int64], min_class: int, without_data: int) -> list[str]:
+    codes, counts = np.unique(label, return_counts=True)
+    rare = {int(code): int(n) for code, n in zip(codes, counts, strict=True) if n < min_class}
+    notes = [f"{without_data} labelled pixels without data"] if without_data else []
+    if rare:
+        notes.append(f"classes with fewer than split.min_class = {min_class} labelled pixels: {rare}")
+    return notes

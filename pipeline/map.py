@@ -12,7 +12,6 @@ import torch
 import zarr
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from zarr.codecs import ZstdCodec
 
 from mtmsd.classifier import Prediction
 from mtmsd.features import Features
@@ -26,6 +25,7 @@ from pipeline.export import preview, write_cogs, write_overviews
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import Reduced, TileReader
 from pipeline.scene import Scene, write_georeference
+from pipeline.scene_arrays import named_array
 from pipeline.trained import load_ensemble, make_extractor
 from pipeline.units import ChunkSink, Region, TileGrid, UnitSource, read_units, write_units
 
@@ -137,7 +137,7 @@ def create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
     if folder.map.exists():
         return
     partial = folder.map.with_name("map.zarr.partial")
-    group = zarr.open_group(partial, mode="w")
+    group = zarr.open_group(partial, mode="w", zarr_format=2)  # GDAL before 3.11 reads no final Zarr v3
     classes = table_of([tuple(row) for row in read_json(folder.selection)["classes"]])
     code_type = "uint8" if max(classes.codes) < 256 else "uint16"
     about: dict[str, dict[str, Any]] = {
@@ -150,10 +150,10 @@ def create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
     }
     for name in ARRAYS:
         integer = name == "class"
-        group.create_array(
-            name, shape=(scene.height, scene.width), chunks=(grid.side, grid.side),
-            dtype=code_type if integer else "float32", fill_value=0 if integer else float("nan"),
-            dimension_names=("y", "x"), compressors=ZstdCodec(level=3), attributes=about[name],
+        named_array(
+            group, name, ("y", "x"), about[name], shape=(scene.height, scene.width),
+            chunks=(grid.side, grid.side), dtype=code_type if integer else "float32",
+            fill_value=None if integer else float("nan"), compressors={"id": "gzip", "level": 5},
         )  # fmt: skip
     write_georeference(group, scene)
     partial.rename(folder.map)

@@ -15,6 +15,7 @@ import zarr
 
 from pipeline.georeference import coarser, consolidate
 from pipeline.scene import Scene, write_georeference
+from pipeline.scene_arrays import named_array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ZarrArray = zarr.Array[Any]
@@ -129,15 +130,16 @@ def _write_level(source: ZarrArray, level: zarr.Group) -> None:
     """Add `source` at half its resolution to a group, under its name."""
     shape = tuple(-(-n // 2) for n in source.shape)
     chunks = tuple(min(c, n) for c, n in zip(source.chunks, shape, strict=True))
-    target = level.create_array(
+    target = named_array(
+        level,
         source.basename,
+        ("y", "x"),
+        dict(source.attrs),
         shape=shape,
         chunks=chunks,
         dtype=source.dtype,
         compressors=source.compressors,
         fill_value=source.fill_value,
-        dimension_names=("y", "x"),
-        attributes=dict(source.attrs),
     )
     whole = source.dtype.kind in "iu"
     for y, x in _windows(shape, chunks):

@@ -69,6 +69,18 @@ class Reduced:
                 ]
         return result
 
+    def has_data(self, y: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether pixels have data; reads the chunks that hold them, one after the other."""
+        side_y, side_x = self.array.chunks[1:]
+        chunk = y // side_y * -(-self.shape[2] // side_x) + x // side_x
+        found = np.zeros(len(y), bool)
+        for one in np.unique(chunk):
+            mine = chunk == one
+            top, left = int(y[mine].min()), int(x[mine].min())
+            part = self.read(top, int(y[mine].max()) + 1, left, int(x[mine].max()) + 1)
+            found[mine] = ~np.isnan(part[0, y[mine] - top, x[mine] - left])
+        return found
+
     def window(self, y0: int, y1: int, x0: int, x1: int, patches: PatchConfig) -> NDArray[np.float32]:
         """A region that may reach beyond the scene."""
         return read_padded(self.read, self.shape[1:], (y0, y1), (x0, x1), patches.padding)

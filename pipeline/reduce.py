@@ -87,6 +87,11 @@ def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dic
         by_bands.setdefault(key, Moments(len(part.mean_B))).merge(part)
         meter.add.remote(1, 0, int(row["bytes_read"]), 0, int(row["peak_rss"]))
     used = np.flatnonzero(total > 0)
+    if not len(used):
+        raise UserError(
+            f"scene {scene.url}: expected pixels with data, found no data anywhere; check its _FillValue and "
+            "scale_factor, or --fill when it was made"
+        )
     moments = by_bands.get((total > 0).tobytes(), Moments(len(used)))
     if moments.count == 0:
         raise UserError(

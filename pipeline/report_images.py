@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -111,7 +111,8 @@ def pretraining_curve(history: Records) -> str:
     axes.set_ylabel("loss")
     if min(loss, default=0) > 0:
         axes.set_yscale("log")
-    return _figure_uri(figure)
+    with rc_context({"axes.formatter.min_exponent": 3}):  # 0.6 rather than 6 x 10^-1
+        return _figure_uri(figure)
 
 
 def classifier_curves(history: Records) -> str:

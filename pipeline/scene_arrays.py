@@ -84,6 +84,26 @@ def dimension_names(array: ZarrArray) -> tuple[str, ...]:
     return tuple(str(name) for name in names) if isinstance(names, list | tuple) else ()
 
 
+def named_array(
+    group: zarr.Group, name: str, dims: tuple[str, ...], attributes: dict[str, Any], **how: Any
+) -> ZarrArray:
+    """Create an array of a Zarr v2 or v3 group with dimension names that xarray and GDAL read.
+
+    Args:
+        group: Where it goes.
+        name: Its name.
+        dims: A name for each axis.
+        attributes: Its attributes.
+        how: The rest of what ``zarr.Group.create_array`` takes. In Zarr v2, xarray takes a ``fill_value``
+            for missing data, so there is none by default.
+    """
+    if group.metadata.zarr_format == 2:
+        attributes = {**attributes, "_ARRAY_DIMENSIONS": list(dims)}
+    elif dims:
+        how["dimension_names"] = dims
+    return group.create_array(name, attributes=attributes, **{"fill_value": None} | how)
+
+
 def wavelengths(group: zarr.Group, bands: int, url: str) -> tuple[float, ...] | None:
     """Return the wavelength of each band in nm, or None when the scene has none."""
     array = group.get("wavelength")

@@ -24,7 +24,7 @@ from pipeline.scene import Scene
 
 RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"
 _OTHERS = {
-    "map.zarr": ("Class, confidence and entropy as Zarr", "application/vnd.zarr; version=3", "data"),
+    "map.zarr": ("Class, confidence and entropy as Zarr", "application/vnd.zarr; version=2", "data"),
     "map.gpkg": ("Classes as polygons", pystac.MediaType.GEOPACKAGE, "data"),
     "map_preview.png": ("Picture of the map with its legend", pystac.MediaType.PNG, "thumbnail"),
     "report.html": ("Report", pystac.MediaType.HTML, "metadata"),

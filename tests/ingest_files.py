@@ -9,6 +9,7 @@ import h5py
 import netCDF4
 import numpy as np
 import pyproj
+import pytest
 import rasterio
 import rasterio.shutil
 import rioxarray  # noqa: F401  (the rio accessor)
@@ -185,3 +186,13 @@ def _write_zarr(path: Path, data: np.ndarray[Any, Any], crs: str, version: int) 
     encoding = {"counts": {"_FillValue": fill, "chunks": (9, 2, 10)}}
     made.to_zarr(path, zarr_format=version, encoding=encoding, consolidated=version == 2)
     return path
+
+
+def refused(path: Path, capsys: pytest.CaptureFixture[str], said: str, *arguments: object) -> None:
+    """Check that the command ends with 2 and one line, and leaves nothing behind."""
+    assert run(*arguments) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert said in stderr
+    assert not [one.name for one in path.iterdir() if one.name.startswith("s")]

@@ -1,9 +1,12 @@
 """Sharing out a cluster: what fits, and what is refused before anything starts."""
 
+import os
+from typing import Any
+
 import pytest
 import ray
 
-from pipeline.cluster import share_out
+from pipeline.cluster import ray_session, share_out
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
 
@@ -45,3 +48,18 @@ def test_what_cannot_be_placed_is_refused(settings: dict, words: str, machine) -
     machine(2)
     with pytest.raises(UserError, match=words):
         share_out(ClusterConfig(**settings))
+
+
+def test_a_ray_that_does_not_come_up_is_told_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = dict(os.environ)
+    with pytest.raises(UserError, match=r"Ray did not start.*too busy.*again"), ray_session():
+        pass
+    assert dict(os.environ) == before

@@ -240,3 +240,40 @@ def test_one_crs_in_two_dialects(tmp_path: Path) -> None:
     assert ingest_options.one_crs("EPSG:26915", esri, "c.img") is not None
     with pytest.raises(UserError, match="geographic conflict"):
         ingest_options.one_crs("EPSG:26916", esri, "c.img")
+
+
+CLASSES_CSV = "\ufeffCode, Name, color, source\n4, flat roof, #FF0000, 1\n\n9, water, , 2\n"
+
+
+@pytest.mark.parametrize("text", [CLASSES_CSV, CLASSES_CSV.replace(",", ";")])
+def test_classes_from_a_spreadsheet(tmp_path: Path, text: str) -> None:
+    source = write_source(tmp_path, "npy")
+    np.save(tmp_path / "l.npy", np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) % 3)
+    (tmp_path / "classes.csv").write_text(text)
+    assert (
+        run(source, tmp_path / "s", "--labels", tmp_path / "l.npy", "--classes", tmp_path / "classes.csv")
+        == 0
+    )
+    scene = open_scene(str(tmp_path / "s"))
+    assert scene.classes is not None
+    assert (scene.classes.codes, scene.classes.names) == ((4, 9), ("flat roof", "water"))
+    assert scene.classes.colors[0] == "#ff0000"
+    assert scene.read_labels(0, 1, 0, 3).tolist() == [[0, 4, 9]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name\nwater\n", "found at 0.code: Field required"),
+        ("code,name\n1,roof, flat\n", "found at 0.beyond the header: Extra inputs"),
+        ("code,name\nx,roof\n", "found at 0.code: Input should be a valid integer"),
+    ],
+)
+def test_a_wrong_spreadsheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    source = write_source(tmp_path, "npy")
+    (tmp_path / "c.csv").write_text(text)
+    words = ["--labels", write_source(tmp_path, "npy"), "--classes", tmp_path / "c.csv"]
+    assert run(source, tmp_path / "s", *words) == 2
+    assert said in capsys.readouterr().err

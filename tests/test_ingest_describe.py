@@ -65,7 +65,7 @@ def test_vector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = described(capsys, label_tif(tmp_path / "l.tif", label_map()))
-    assert "image 20 x 33 pixels (y, x), 1 bands, uint8" in lines
+    assert "label map 20 x 33 pixels (y, x), uint8" in lines
     np.save(tmp_path / "l.npy", label_map())
     lines = described(capsys, tmp_path / "l.npy")
     assert "label map 20 x 33 pixels (y, x), uint8" in lines

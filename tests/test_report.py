@@ -15,7 +15,6 @@ from PIL import Image
 
 from pipeline.classes import ClassTable, to_attributes
 from pipeline.report import write_report
-from pipeline.report_text import area, area_digits, duration, number, percent, size, split_meaning
 from pipeline.scene import Scene, open_scene, write_scene
 
 TABLE = ClassTable((3, 8), ("roof <old> & new", "water"), ("#cc0000", "#0000ff"))
@@ -257,51 +256,6 @@ def test_a_bare_run_still_shows_its_scene(tmp_path: Path) -> None:
     assert _Page(text).headings == ["Scene", "How to repeat this run"]
     assert "band 4, band 3 and band 2 in red, green and blue" in text
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.html"]
-
-
-def test_sentences_about_the_split() -> None:
-    def meaning(overlap: float | None, **split: Any) -> str:
-        scores = {} if overlap is None else {"overlap": overlap}
-        return split_meaning({"split": split} | scores)
-
-    assert "optimistic" in meaning(0.5, protocol="random")
-    assert "50.0\u00a0%" in meaning(0.5, protocol="random")
-    apart = meaning(0.0, protocol="blocks", guard_px=8)
-    assert "at least 9 pixels apart" in apart
-    assert "No test pixel has a training pixel" in apart
-    assert "optimistic" not in apart
-    assert "widen the guard" in meaning(0.1, protocol="blocks", guard_px=0)
-    assert meaning(None, protocol="blocks").endswith("different blocks of the scene.")
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (percent(0.98765), "98.8\u00a0%"),
-        (percent(0.0), "0.0\u00a0%"),
-        (percent(None), "\u2013"),
-        (percent(float("nan")), "\u2013"),
-        (number(1234567), "1\u202f234\u202f567"),
-        (number(0), "0"),
-        (number(None), "\u2013"),
-        (size(0), "0\u00a0B"),
-        (size(1023), "1023\u00a0B"),
-        (size(1536), "1.5\u00a0KiB"),
-        (size(5 * 2**50), "5120.0\u00a0TiB"),
-        (size(None), "\u2013"),
-        (area(1234.56, area_digits(5000.0)), "1\u202f235"),
-        (area(0.5, area_digits(9.83)), "0.500"),
-        (area(0.00012, area_digits(0.02)), "0.0001"),
-        (area(None, area_digits(0.0)), "\u2013"),
-        (duration(4.25), "4.2 s"),
-        (duration(59.99), "60.0 s"),
-        (duration(125), "2 min 05 s"),
-        (duration(7620), "2 h 07 min"),
-        (duration(None), "\u2013"),
-    ],
-)
-def test_numbers_for_people(shown: str, expected: str) -> None:
-    assert shown == expected
 
 
 def test_an_unfinished_page_does_not_replace_the_old_one(

@@ -67,6 +67,12 @@ def _blobs() -> np.ndarray:
     return labels
 
 
+def _dots() -> np.ndarray:
+    labels = np.zeros((40, 48), np.uint8)
+    labels[:2, :2], labels[10:12, :2], labels[20:22, :2] = 1, 2, 3
+    return labels
+
+
 def test_more_components_than_bands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = _scene(tmp_path / "s.zarr", _blobs(), bands=3)
     out = tmp_path / "out"
@@ -80,6 +86,7 @@ def test_more_components_than_bands(tmp_path: Path, capsys: pytest.CaptureFixtur
         (None, ["labelled pixels", "none"]),
         (np.zeros((40, 48), np.uint8), ["labelled pixels", "none"]),
         (np.where(_blobs() == 1, 1, 0).astype(np.uint8), ["two classes", "{1: 100}"]),
+        (_dots(), ["{1: 4, 2: 4, 3: 4}", "label more pixels, or lower split.min_class"]),
     ],
 )
 def test_labels_that_cannot_train(

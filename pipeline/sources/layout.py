@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.georeference import Transform
 
 # One block of source data that a thread holds; several chunks, so that graphs stay small.
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)

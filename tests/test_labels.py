@@ -1,0 +1,58 @@
+"""Which labelled pixels train and test: those that have data, of classes large enough, told once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from mtmsd.split import TEST, TRAIN
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.labels import labelled_split
+from pipeline.readers import Reduced
+from pipeline.scene import Scene, open_scene, write_scene
+from tests.conftest import TINY
+
+HEIGHT, WIDTH = 40, 48
+
+
+def make(tmp_path: Path, no_data: tuple[slice, slice]) -> tuple[Scene, Reduced]:
+    """Three classes, the third of one pixel, and a reduced cube in chunks of 16 with a hole."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[:10, :10], labels[20:30, 20:30], labels[35, 40] = 1, 2, 3
+    write_scene(tmp_path / "s.zarr", np.ones((3, HEIGHT, WIDTH), np.float32), labels=labels)
+    cube = np.ones((2, HEIGHT, WIDTH), np.float32)
+    cube[:, *no_data] = np.nan
+    group = zarr.open_group(tmp_path / "reduced.zarr", mode="w")
+    group.create_array("reduced", data=cube, chunks=(2, 16, 16))
+    return open_scene(str(tmp_path / "s.zarr")), Reduced(str(tmp_path / "reduced.zarr"))
+
+
+def test_pixels_without_data_neither_train_nor_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene, reduced = make(tmp_path, (slice(15, 24), slice(10, 33)))
+    y, x, label, split = labelled_split(load_config(TINY), scene, reduced)
+    assert set(split.tolist()) == {TRAIN, TEST}
+    assert (label == 1).sum() == 100
+    assert sorted(zip(y[label == 2], x[label == 2], strict=True)) == [
+        (row, column) for row in range(24, 30) for column in range(20, 30)
+    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "left out: 40 labelled pixels without data",
+        "left out: classes with fewer than split.min_class = 10 labelled pixels: {3: 1}",
+    ]
+
+
+def test_labels_beside_the_data_are_told(tmp_path: Path) -> None:
+    scene, reduced = make(tmp_path, (slice(None), slice(None)))
+    with pytest.raises(UserError, match="expected data at the labelled pixels, found none at all 201"):
+        labelled_split(load_config(TINY), scene, reduced)
+
+
+def test_before_any_work_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene, _ = make(tmp_path, (slice(0, 0), slice(0, 0)))
+    assert len(labelled_split(load_config(TINY), scene)[0]) == 200
+    assert capsys.readouterr().err == ""
