@@ -131,8 +131,8 @@ def adopt(base: RunFolder, path: Path) -> RunFolder:
     if not path.exists():
         partial = path.with_name(f"{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        # Ray Train's own checkpoints are large and only serve an unfinished pretraining.
-        shutil.copytree(base.path, partial, ignore=shutil.ignore_patterns("diffusion-*"))
+        # Checkpoints are large and only serve an unfinished pretraining.
+        shutil.copytree(base.path, partial, ignore=shutil.ignore_patterns("step-*.pt"))
         partial.rename(path)
     return RunFolder(path)
 

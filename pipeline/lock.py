@@ -147,7 +147,7 @@ def _take_from_the_dead(lock: Path) -> None:
 def _is_dead(lock: Path, text: str) -> bool:
     holder = _parsed(text)
     if holder and holder["machine"] is not None and holder["machine"] == _machine():
-        return _process_start(holder["pid"]) != holder["process_start"]
+        return bool(_process_start(holder["pid"]) != holder["process_start"])
     seen = _touched(lock)
     if _age(lock) <= _SILENT_S:
         print(f"watching whether the run that holds {lock} is alive", file=sys.stderr)

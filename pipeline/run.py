@@ -130,11 +130,13 @@ def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> Non
     if not plan.todo:
         return
     from pipeline.cluster import ray_session
+    from pipeline.trained import check_trained
 
     with ray_session():
         arm()
         runners = _runners(config, folder, scene, plan)
         for stage in plan.todo:
+            check_trained(config, folder, stage)
             folder.begin(stage, plan.fingerprints[stage])
             measured = runners[stage]()
             folder.finish(stage, **measured)

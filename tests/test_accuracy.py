@@ -248,12 +248,12 @@ def test_mistakes_end_with_one_line_and_leave_nothing(
 
 def test_adopt_copies_the_base_once_without_checkpoints(tmp_path: Path) -> None:
     base = RunFolder(tmp_path / "base")
-    (base.pretrain / "diffusion-1").mkdir(parents=True)
-    (base.pretrain / "diffusion-1" / "state.pt").write_text("large")
+    base.pretrain.mkdir(parents=True)
+    (base.pretrain / "step-00000100.pt").write_text("large")
     base.unet.write_text("weights")
     run = accuracy.adopt(base, tmp_path / "random_seed0")
     assert run.unet.read_text() == "weights"
-    assert not (run.pretrain / "diffusion-1").exists()
+    assert not list(run.pretrain.glob("step-*"))
     run.metrics.write_text("{}")
     base.unet.write_text("other")
     assert accuracy.adopt(base, run.path).unet.read_text() == "weights"

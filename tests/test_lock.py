@@ -121,7 +121,8 @@ def test_a_lock_that_is_lost_ends_the_run(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from pipeline import lock\n"
         "lock._BEAT_S = 0.1\n"
-        "with lock.locked(Path(sys.argv[1])): (Path(sys.argv[1]) / lock.NAME).write_text('{}'); time.sleep(30)"
+        "run = Path(sys.argv[1])\n"
+        "with lock.locked(run): (run / lock.NAME).write_text('{}'); time.sleep(30)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=25, check=False)
