@@ -30,8 +30,6 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     given = list(arguments) if arguments is not None else None
     try:
         command.main(given, prog_name=name, standalone_mode=False)
-    except UserError as error:
-        message, code = str(error), 2
     except click.ClickException as error:
         message, code = f"{' '.join(error.format_message().split()).rstrip('.')}; see --help", 2
     except (click.Abort, KeyboardInterrupt):

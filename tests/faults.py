@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -28,7 +29,7 @@ class Driver:
     ) -> None:
         self.mark = f"MTMSD_FAULT={uuid.uuid4().hex}"
         name, _, value = self.mark.partition("=")
-        self._log = out.with_name(f"{out.name}.{value[:6]}.log")
+        self._log = Path(tempfile.gettempdir()) / f"mtmsd-{value}.log"  # not beside ``out``: disks fill
         command = [sys.executable, str(script), str(scene), "--config", str(TINY), "--out", str(out), *more]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
