@@ -24,6 +24,11 @@ _UNIT_PIXELS = 1 << 17
 _CHUNKS_KEPT = 64
 
 
+def reduced_grid(scene: Scene) -> TileGrid:
+    """Chunks of the reduced cube: those of the scene where they are of a handy size."""
+    return TileGrid(scene.height, scene.width, int(np.clip(max(scene.chunk), 64, 256)))
+
+
 @dataclass(frozen=True)
 class SceneReader:
     """Unit = tile of the scene, without halo: ``cube`` (band, y, x) padded to whole tiles with NaN."""

@@ -91,9 +91,19 @@ def _plan_and_run(
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(plan.table())
+        _say_budget(config, folder, opened, plan)
         return
     _execute(config, folder, opened, plan)
     _summary(folder)
+
+
+def _say_budget(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
+    from pipeline import budget
+
+    planned = budget.costs(config, folder, scene, plan)
+    machine = budget.machine_at_hand(folder.path)
+    print(f"\n{budget.table(planned)}\n\n{machine}")
+    budget.check_fits(config, planned, machine)
 
 
 def _demo_scene(folder: RunFolder) -> str:
