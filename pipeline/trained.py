@@ -41,7 +41,10 @@ def check_trained(config: Config, folder: RunFolder, stage: str) -> None:
         needed |= {folder.member(index): "classify" for index in range(config.classifier.members)}
     for path, maker in needed.items():
         if not is_whole(path):
-            raise UserError(f"{path}: missing or damaged; restore it from a copy, or --from {maker}")
+            raise UserError(
+                f"{path}: missing or damaged; restore it from a copy, or make it again with --from {maker} "
+                "(a --model: in its own run)"
+            )
 
 
 def load_unet(path: Path) -> UNet:

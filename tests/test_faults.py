@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def test_work_done_twice(undisturbed: Path, until_map: Path, tiny_scene: Path) -
         driver = Driver(tiny_scene, until_map, script=script)
         while not log.exists() or len(log.read_text().splitlines()) < 2 * (kills + 1):
             assert driver.process.poll() is None, driver.said
+            time.sleep(0.02)
         driver.process.kill()
         driver.wait()
         assert not driver.nothing_left(within_s=120)
@@ -87,6 +89,7 @@ def test_a_worker_is_killed_during_the_map(
     killed = 0
     while killed < 2 and driver.process.poll() is None:
         killed += driver.kill_one(title)
+        time.sleep(0.2)
     assert killed, "no such process was seen"
     assert driver.wait() == 0, driver.said
     assert_same(until_map, undisturbed)
@@ -95,7 +98,7 @@ def test_a_worker_is_killed_during_the_map(
 def test_a_training_worker_is_killed(undisturbed: Path, tiny_scene: Path, tmp_path: Path) -> None:
     driver = Driver(tiny_scene, tmp_path / "run")
     while driver.process.poll() is None and not list((tmp_path / "run" / "pretrain").glob("step-*.pt")):
-        pass
+        time.sleep(0.02)
     assert driver.kill_one("ray::RayTrainWorker"), driver.said
     assert driver.wait() == 0, driver.said
     assert_same(tmp_path / "run", undisturbed)
@@ -155,7 +158,7 @@ def test_a_node_is_removed_during_the_map(
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         driver = Driver(tiny_scene, until_map, "--set", "cluster.actors=2")
         while driver.process.poll() is None and not list((until_map / ".done" / "map").glob("*")):
-            pass
+            time.sleep(0.02)
         assert driver.process.poll() is None, driver.said
         cluster.remove_node(others[0], allow_graceful=False)
         assert driver.wait() == 0, driver.said

@@ -87,6 +87,16 @@ def test_a_dead_process_is_taken_over(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_takeover_under_way_is_waited_for(tmp_path: Path, hurried: None) -> None:
+    """Until its maker is done, or was dead for a while."""
+    _write(tmp_path, pid=2**22 + 1)
+    (tmp_path / f"{NAME}.takeover").touch()
+    begun = time.monotonic()
+    with locked(tmp_path):
+        assert time.monotonic() - begun > 0.9
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_machine_that_beats_is_alive(tmp_path: Path, hurried: None) -> None:
     _write(tmp_path, machine=["elsewhere", "boot", "pid:[1]"], host="elsewhere", pid=1)
     stop = threading.Event()
