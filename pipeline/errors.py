@@ -46,7 +46,10 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     return code
 
 
-_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_FULL = (
+    *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+    "Local disk is full",  # Ray, when it has no room for the rows of a dataset
+)
 
 
 def _mendable(error: BaseException) -> str | None:

@@ -47,6 +47,7 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
             "threads": shares.worker_threads,
             "meter": meter,
         }
+        folder.pretrain.mkdir(exist_ok=True)
         drop_damaged(folder.pretrain)
         fit(
             _train_loop,
@@ -62,6 +63,8 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
 
 def _publish(config: Config, folder: RunFolder, components: int) -> None:
     state = load_checkpoint(checkpoints(folder.pretrain)[-1])
+    if state["step"] != config.pretrain.steps:
+        raise RuntimeError(f"pretraining ended at step {state['step']} of {config.pretrain.steps}")
     settings = config.model_dump(mode="json")
     metadata = {key: json.dumps(settings[key]) for key in ("unet", "diffusion", "patches", "pretrain")}
     metadata |= {"components": str(components), "steps": str(state["step"])}
