@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test faults lint bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/python pipeline/run.py --demo
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/ready
+	$(BIN)/python -m pytest -m faults
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

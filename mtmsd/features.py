@@ -87,6 +87,11 @@ def feature_width(unet: UNetConfig, stages: tuple[int, ...], size: int) -> int:
     return sum(unet.stage_shape(stage, size)[0] for stage in stages)
 
 
+def windows_at_once(features: FeatureConfig, patches: PatchConfig) -> int:
+    """Windows in one pass of the U-Net."""
+    return features.batch or max(1, _CACHED_PIXELS // patches.side**2)
+
+
 def interpolation_rows(side: int, patches: PatchConfig) -> Tensor:
     """Bilinear weights (stride, side) that read a block's rows from a map of ``side`` samples.
 
@@ -184,7 +189,7 @@ class Extractor:
         self.device = next(unet.parameters()).device
         self._timesteps, self._stages = features.timesteps, features.stages
         self._radii, self._patches = features.spectra, patches
-        self.batch = features.batch or max(1, _CACHED_PIXELS // patches.side**2)
+        self.batch = windows_at_once(features, patches)
         self._plain = unet.eval() if features.arithmetic == "reference" else None
         if self._plain is None:
             dtype = getattr(torch, features.precision)

@@ -39,13 +39,25 @@ _PATHS = {
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    with temporary.open("w") as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut may leave an empty file in its place
     os.replace(temporary, path)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text())
+    """Read a JSON file of a run folder.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged, expected JSON, found {error}; restore it from a copy, or choose another --out"
+        ) from None
 
 
 _REPORT_FILES = ("areas.json", "map.gpkg", "stac.json", "report.html")
@@ -109,6 +121,7 @@ class RunFolder:
         records = self.records()
         if records.get(stage, {}).get("fingerprint") != fingerprint:
             self.forget(stage)
+        self.sweep(stage)
         kept = {name: records[name] for name in STAGES if name in records and _before(name, stage)}
         old = records.get(stage, {})
         seconds = old.get("wall_s", 0.0) if old.get("fingerprint") == fingerprint else 0.0
@@ -128,20 +141,34 @@ class RunFolder:
         write_json(self.stages, records)
 
     def forget(self, stage: str) -> None:
-        """Delete what a stage has written."""
-        owned = {
+        """Delete what a stage has written, its record first: a stage that is half deleted is not done."""
+        records = self.records()
+        if records.pop(stage, None) is not None:
+            write_json(self.stages, records)
+        for path in (*self._owned(stage), self.markers(stage)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def sweep(self, stage: str) -> None:
+        """Delete what a killed run left half written of a stage: its ``.partial`` files and folders."""
+        for path in self._owned(stage):
+            strays = [*path.parent.glob(f"{path.stem}*.partial*"), *path.parent.glob(f".{path.stem}.*")]
+            strays += path.rglob("*.partial") if path.is_dir() else ()
+            for stray in strays:
+                shutil.rmtree(stray) if stray.is_dir() else stray.unlink(missing_ok=True)
+
+    def _owned(self, stage: str) -> tuple[Path, ...]:
+        return {
             "reduce": (self.reduced, self.spectral),
             "pretrain": (self.pretrain,),
             "extract": (self.features, self.selection),
             "classify": (
                 *self.classifier.glob("member_*"), *self.classifier.glob("held_out_*"),
-                self.classifier / "history.json", self.calibration, self.metrics,
+                self.classifier / "history.json", self.classifier / "ray_train", self.calibration,
+                self.metrics,
             ),
             "map": (self.map, *(self.path / name for name in _MAP_FILES)),
             "report": tuple(self.path / name for name in _REPORT_FILES),
-        }  # fmt: skip
-        for path in (*owned[stage], self.markers(stage)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        }[stage]  # fmt: skip
 
     def markers(self, stage: str) -> Path:
         """Folder of the markers of a stage's finished units."""
@@ -164,11 +191,12 @@ class RunFolder:
         Raises:
             UserError: The folder is not empty and no run, or the run's scene differs.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists():
             return
         if not self.run.exists():
-            if all(entry.name.startswith("scene.zarr") for entry in self.path.iterdir()):
-                return  # the demo's scene, perhaps half made
+            known = ("scene.zarr", ".lock", "run.json.partial")
+            if all(entry.name.startswith(known) for entry in self.path.iterdir()):
+                return  # new, or the demo's scene, perhaps half made
             raise UserError(f"--out {self.path}: expected a new folder or a run, found other files")
         found = read_json(self.run)["scene"]
         if found["fingerprint"] != scene_fingerprint:

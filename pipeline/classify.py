@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP
-from pipeline.trained import load_ensemble
+from pipeline.train import fit
+from pipeline.trained import is_whole, load_ensemble
 from pipeline.units import UnitSource, in_order, read_units
 
 _FEATURES = ("centre", "pooled", "spectra")
@@ -37,7 +37,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     Members are trained side by side, one torch thread each, so their weights depend on the seed alone.
     """
     shares = share_out(config.cluster)
-    members = [m for m in range(config.classifier.members) if not folder.member(m).exists()]
+    members = [m for m in range(config.classifier.members) if not _is_trained(config, folder, m)]
     split = _column(folder, "split")
     groups = -(-len(split) // GROUP)
     total = config.classifier.members + groups
@@ -60,31 +60,27 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
         return record()
 
 
+def _is_trained(config: Config, folder: RunFolder, member: int) -> bool:
+    needed = [folder.member(member), *([folder.held_out(member)] if config.classifier.calibrate else [])]
+    return all(is_whole(path) for path in needed)
+
+
 def _train(
     config: Config, folder: RunFolder, shares: Shares, members: list[int], meter: ActorHandle[Any]
 ) -> None:
     """Train members with Ray Train, as many at a time as there are CPUs (or GPUs)."""
     places = shares.actors if shares.num_gpus else int(ray.cluster_resources().get("CPU", 1))
-    storage = folder.classifier / "ray_train"
-    trainer = ray.train.torch.TorchTrainer(
+    fit(
         _train_members,
-        train_loop_config={
+        {
             "config": config.model_dump(mode="json"), "folder": str(folder.path),
             "members": members, "meter": meter,
         },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=max(1, min(len(members), places)),
-            use_gpu=bool(shares.num_gpus),
-            resources_per_worker={"CPU": 0.5, "GPU": shares.num_gpus},
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"members-{os.urandom(4).hex()}",
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=3),
-        ),
+        name=f"members-{os.urandom(4).hex()}",
+        storage=folder.classifier / "ray_train",
+        workers=max(1, min(len(members), places)),
+        resources={"CPU": 0.5, "GPU": shares.num_gpus},
     )  # fmt: skip
-    trainer.fit()
-    shutil.rmtree(storage, ignore_errors=True)
 
 
 def _column(folder: RunFolder, name: str) -> np.ndarray[Any, Any]:

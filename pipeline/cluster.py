@@ -25,7 +25,13 @@ from pipeline.errors import UserError
 from pipeline.units import IO_CPUS
 
 _THREAD_CPUS = 0.75
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _ROOT = str(Path(__file__).resolve().parent.parent)
+
+
+def joins_cluster() -> bool:
+    """Whether there is a cluster to join: that of this job or of RAY_ADDRESS."""
+    return _IN_JOB in os.environ or "RAY_ADDRESS" in os.environ
 
 
 @contextmanager
@@ -35,8 +41,7 @@ def ray_session() -> Iterator[None]:
         _quiet_data()
         yield
         return
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    joined = inside_job or "RAY_ADDRESS" in os.environ
+    inside_job, joined = _IN_JOB in os.environ, joins_cluster()
     environment = os.environ.copy()
     # Threads that spin while they wait ruin each other on busy cores (7.2 s a step against 2.0 s).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,7 +1,9 @@
 """The one exception for mistakes that a user can mend, and how a command line ends with it."""
 
+import errno
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -22,19 +24,58 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         arguments: Instead of those of the process.
 
     Returns:
-        0 done; 2 the user can fix it, one ``error:`` line on stderr; 1 interrupted. Other exceptions
-        pass, so that Python shows them and ends with 1.
+        0 done; 2 the user can fix it (a disk that is full included), one ``error:`` line on stderr; 1
+        interrupted. Other exceptions pass, so that Python shows them and ends with 1.
     """
     given = list(arguments) if arguments is not None else None
     try:
         command.main(given, prog_name=name, standalone_mode=False)
-    except UserError as error:
-        message, code = str(error), 2
     except click.ClickException as error:
         message, code = f"{' '.join(error.format_message().split()).rstrip('.')}; see --help", 2
-    except click.Abort:
-        message, code = "interrupted; the same command goes on from here", 1
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 1
+    except Exception as error:
+        found = _mendable(error)
+        if found is None:
+            raise
+        message, code = found, 2
     else:
         return 0
     print(f"error: {message}", file=sys.stderr)
     return code
+
+
+_FULL = (
+    *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+    "Local disk is full",  # Ray, when it has no room for the rows of a dataset
+)
+
+
+def _mendable(error: BaseException) -> str | None:
+    """What a user can mend among the causes of an error, which Ray wraps when it comes from a worker."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return str(cause)
+    for cause in causes:
+        for full in _FULL:
+            if full in str(cause):
+                where = getattr(cause, "filename", None)
+                return (
+                    f"{full}{f' while writing {where}' if where else ''}; nothing that was finished is lost: "
+                    "make room, then the same command goes on from here"
+                )
+    return None
+
+
+def _causes(error: BaseException | None, seen: tuple[int, ...] = ()) -> Iterator[BaseException]:
+    """An error, what it says it comes from, and what workers of Ray Train met; innermost first."""
+    if error is None or id(error) in seen:
+        return
+    inner = [error.__cause__, error.__context__, getattr(error, "cause", None)]
+    inner += list(getattr(error, "worker_failures", {}).values())
+    for one in inner:
+        if isinstance(one, BaseException):
+            yield from _causes(one, (*seen, id(error)))
+    yield error

@@ -1,8 +1,6 @@
 """Stage ``pretrain``: the diffusion U-Net, trained without labels on patches streamed by Ray Data."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,17 +11,20 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
+from ray.train.collective import broadcast_from_rank_zero
 from safetensors.torch import save_file
 
 from mtmsd.diffusion import Schedule
 from mtmsd.training import Averaged, make_optimizer, pretrain_step
 from mtmsd.unet import UNet
 from pipeline.artifacts import RunFolder, write_json
+from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, save_checkpoint
 from pipeline.cluster import share_out
 from pipeline.config import Config
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import PatchReader, Reduced
 from pipeline.scene import Scene
+from pipeline.train import fit
 from pipeline.units import Row, UnitSource, read_units
 
 _REPORT_EVERY = 5
@@ -42,34 +43,28 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
         settings = {
             "config": config.model_dump(mode="json"),
             "reduced": str(folder.reduced),
+            "folder": str(folder.pretrain),
             "threads": shares.worker_threads,
             "meter": meter,
         }
-        trainer = ray.train.torch.TorchTrainer(
+        folder.pretrain.mkdir(exist_ok=True)
+        drop_damaged(folder.pretrain)
+        fit(
             _train_loop,
-            train_loop_config=settings,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=shares.workers,
-                use_gpu=bool(shares.num_gpus),
-                resources_per_worker={"CPU": shares.worker_cpus, "GPU": shares.num_gpus},
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"diffusion-{fingerprint[:8]}",
-                storage_path=str(folder.pretrain),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                failure_config=ray.train.FailureConfig(max_failures=3),
-            ),
+            settings,
+            name=f"diffusion-{fingerprint[:8]}",
+            storage=folder.pretrain / "ray_train",
+            workers=shares.workers,
+            resources={"CPU": shares.worker_cpus, "GPU": shares.num_gpus},
         )
-        checkpoint = trainer.fit().checkpoint
-        if checkpoint is None:
-            raise RuntimeError(f"pretraining left no checkpoint in {folder.pretrain}")
-        with checkpoint.as_directory() as directory:
-            _publish(config, folder, Path(directory), Reduced(str(folder.reduced)).shape[0])
+        _publish(config, folder, Reduced(str(folder.reduced)).shape[0])
         return record()
 
 
-def _publish(config: Config, folder: RunFolder, checkpoint: Path, components: int) -> None:
-    state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+def _publish(config: Config, folder: RunFolder, components: int) -> None:
+    state = load_checkpoint(checkpoints(folder.pretrain)[-1])
+    if state["step"] != config.pretrain.steps:
+        raise RuntimeError(f"pretraining ended at step {state['step']} of {config.pretrain.steps}")
     settings = config.model_dump(mode="json")
     metadata = {key: json.dumps(settings[key]) for key in ("unet", "diffusion", "patches", "pretrain")}
     metadata |= {"components": str(components), "steps": str(state["step"])}
@@ -96,10 +91,11 @@ def _train_loop(settings: dict[str, Any]) -> None:
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, averaged = make_optimizer(unet, config.pretrain), Averaged(unet, config.pretrain.ema)
     start, history = 0, []
-    checkpoint = ray.train.get_checkpoint()
+    # One worker looks for it, lest another sees a shared file system as it was.
+    found = checkpoints(Path(settings["folder"])) if rank == 0 else []
+    checkpoint = broadcast_from_rank_zero(found[-1] if found else None)
     if checkpoint:
-        with checkpoint.as_directory() as directory:
-            state = torch.load(Path(directory) / "state.pt", map_location=device, weights_only=True)
+        state = load_checkpoint(checkpoint, device)
         unet.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         averaged.weights, start, history = state["averaged"], state["step"], state["history"]
@@ -136,7 +132,9 @@ def _train_loop(settings: dict[str, Any]) -> None:
                 "model": unet.state_dict(), "averaged": averaged.weights, "step": done,
                 "optimizer": optimizer.state_dict(), "history": history,
             }  # fmt: skip
-            _checkpoint(state if rank == 0 else None, done, history[-1][1])
+            if rank == 0:
+                save_checkpoint(Path(settings["folder"]), done, state)
+            ray.train.report({"step": done, "loss": history[-1][1]})
 
 
 def _patches(
@@ -171,22 +169,3 @@ def _count(meter: ActorHandle[Any], config: Config, components: int, steps: int,
     pixels = patches * config.patches.size**2
     meter.add.remote(steps, pixels, pixels * components * 4, 0, peak_rss(), patches)
     meter.observe.remote(loss=loss)
-
-
-def _checkpoint(state: dict[str, Any] | None, step: int, loss: float) -> None:
-    """Report to Ray Train; rank 0 hands over the state."""
-    metrics = {"step": step, "loss": loss}
-    name = f"step-{step:08d}"
-    if state is None:
-        ray.train.report(metrics, checkpoint_dir_name=name)
-        return
-    directory = tempfile.mkdtemp()
-    try:
-        torch.save(state, Path(directory) / "state.pt")
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(directory),
-            checkpoint_dir_name=name,
-        )
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)

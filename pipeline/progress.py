@@ -132,7 +132,9 @@ def metered(
     Yields:
         The meter's handle, and a function that gives the stage's record so far.
     """
-    meter: Any = ray.remote(num_cpus=0)(Meter).remote()
+    # On the driver's node: the loss of another must not take the counts away.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    meter: Any = ray.remote(num_cpus=0, label_selector=here)(Meter).remote()
     begun, stop = time.monotonic(), threading.Event()
     bar, metrics = ProgressBar(stage, total, unit, sys.stderr), StageMetrics(stage, unit)
 

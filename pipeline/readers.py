@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtmsd.training import PretrainConfig, draw_patches, turned
 from mtmsd.windows import PatchConfig, read_padded
+from pipeline.chunks import read_region
 from pipeline.scene import Scene
 from pipeline.units import Row, TileGrid
 
@@ -21,6 +22,11 @@ GROUP = 128
 _UNIT_PIXELS = 1 << 17
 """Pixels of the windows of a unit, about."""
 _CHUNKS_KEPT = 64
+
+
+def reduced_grid(scene: Scene) -> TileGrid:
+    """Chunks of the reduced cube: those of the scene where they are of a handy size."""
+    return TileGrid(scene.height, scene.width, int(np.clip(max(scene.chunk), 64, 256)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,10 @@ def _opened(path: str) -> zarr.Array[Any]:
 
 @lru_cache(maxsize=_CHUNKS_KEPT)
 def _chunk(path: str, row: int, column: int) -> NDArray[np.float32]:
-    return np.asarray(_opened(path).get_block_selection((0, row, column)), np.float32)
+    array = _opened(path)
+    side_y, side_x = array.chunks[1:]
+    rows, columns = slice(row * side_y, (row + 1) * side_y), slice(column * side_x, (column + 1) * side_x)
+    return np.asarray(read_region(array, (slice(None), rows, columns)), np.float32)
 
 
 @dataclass(frozen=True)

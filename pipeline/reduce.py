@@ -15,7 +15,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.georeference import consolidate
 from pipeline.progress import metered, peak_rss
-from pipeline.readers import SceneReader
+from pipeline.readers import SceneReader, reduced_grid
 from pipeline.scene import Scene, write_georeference
 from pipeline.units import (
     IO_CPUS,
@@ -54,11 +54,6 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             sink = ChunkSink("reduced.zarr", folder.reduced, _Regions(grid), folder.markers("reduce"), meter)
             write_units(dataset, sink)
         return record()
-
-
-def reduced_grid(scene: Scene) -> TileGrid:
-    """Chunks of the reduced cube: those of the scene where they are of a handy size."""
-    return TileGrid(scene.height, scene.width, int(np.clip(max(scene.chunk), 64, 256)))
 
 
 def _tiles(name: str, scene: Scene, grid: TileGrid, units: list[int]) -> ray.data.Dataset:

@@ -6,8 +6,10 @@ pipeline/run.py SCENE`` on a cluster.
 
 import importlib.metadata
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ import yaml
 from pipeline.artifacts import STAGES, RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError, run_command
+from pipeline.interrupt import arm, interruptible
 from pipeline.labels import labelled_split
+from pipeline.lock import locked
 from pipeline.model import adopt_model, model_config
 from pipeline.plan import Plan, make_plan
 from pipeline.scene import Scene, open_scene
@@ -61,7 +65,21 @@ def main(
         config = model_config(Path(model), config_file, overrides)
     else:
         config = load_config(config_file or (_ROOT / "configs/demo.yaml" if demo else None), overrides)
-    opened = open_scene(_demo_scene(folder) if demo else str(scene))
+    opened = None if demo else open_scene(str(scene))
+    with interruptible(), nullcontext() if dry_run else locked(folder.path):
+        _plan_and_run(config, folder, opened, (first, last, model), dry_run)
+
+
+def _plan_and_run(
+    config: Config,
+    folder: RunFolder,
+    scene: Scene | None,
+    asked: tuple[str | None, str | None, str | None],
+    dry_run: bool,
+) -> None:
+    """What ``asked`` (--from, --until, --model) leaves to do; without a scene, that of the demo."""
+    first, last, model = asked
+    opened = scene or open_scene(_demo_scene(folder))
     if config.reduce.components > opened.bands:
         raise UserError(
             f"reduce.components must be at most the {opened.bands} bands of {opened.url}, "
@@ -73,9 +91,19 @@ def main(
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(plan.table())
+        _say_budget(config, folder, opened, plan)
         return
     _execute(config, folder, opened, plan)
     _summary(folder)
+
+
+def _say_budget(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
+    from pipeline import budget
+
+    planned = budget.costs(config, folder, scene, plan)
+    machine = budget.machine_at_hand(folder.path)
+    print(f"\n{budget.table(planned)}\n\n{machine}")
+    budget.check_fits(config, planned, machine)
 
 
 def _demo_scene(folder: RunFolder) -> str:
@@ -83,6 +111,8 @@ def _demo_scene(folder: RunFolder) -> str:
 
     path = folder.path / "scene.zarr"
     if not path.exists():
+        for stray in folder.path.glob("scene.zarr.*.partial"):
+            shutil.rmtree(stray)
         make_demo_scene(path)
     return str(path)
 
@@ -101,7 +131,7 @@ def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> Non
         "model": str(plan.model) if plan.model else None,
     }  # fmt: skip
     write_json(folder.run, about)
-    for stage in plan.forget:
+    for stage in reversed(plan.forget):  # a crash in between must not leave a stage without its inputs
         folder.forget(stage)
     if plan.model:
         adopt_model(plan.model, folder, scene)
@@ -110,10 +140,13 @@ def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> Non
     if not plan.todo:
         return
     from pipeline.cluster import ray_session
+    from pipeline.trained import check_trained
 
     with ray_session():
+        arm()
         runners = _runners(config, folder, scene, plan)
         for stage in plan.todo:
+            check_trained(config, folder, stage)
             folder.begin(stage, plan.fingerprints[stage])
             measured = runners[stage]()
             folder.finish(stage, **measured)

@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 
 from pipeline import georeference, scene_arrays
+from pipeline.chunks import read_region
 from pipeline.classes import ClassTable
 from pipeline.errors import UserError
 from pipeline.georeference import Transform
@@ -56,7 +57,7 @@ class Scene:
         """
         self._check_window(y0, y1, x0, x1)
         stored = _stored(self)
-        raw = np.asarray(stored.reflectance[:, y0:y1, x0:x1])
+        raw = read_region(stored.reflectance, (slice(None), slice(y0, y1), slice(x0, x1)))
         with np.errstate(over="ignore", invalid="ignore"):
             # float32 holds every 16-bit count, but not every 32-bit one.
             packed = (stored.scale, stored.offset) != (1.0, 0.0)
@@ -118,7 +119,7 @@ class Scene:
         }
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         for region in scene_arrays.sampled_regions(array):
-            digest.update(np.ascontiguousarray(array[region]).tobytes())
+            digest.update(np.ascontiguousarray(read_region(array, region)).tobytes())
         return digest.hexdigest()
 
     def label_fingerprint(self) -> str | None:

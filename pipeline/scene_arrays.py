@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from zarr.errors import BaseZarrError, ZarrUserWarning
 
+from pipeline.chunks import read_region
 from pipeline.classes import ClassTable, from_attributes, plain_table
 from pipeline.errors import UserError
 
@@ -203,7 +204,7 @@ def _region(array: ZarrArray, index: tuple[int, ...]) -> Region:
 
 def _unfilled(labels: ZarrArray, region: Region) -> Array:
     """Return a region of the labels in their own type, fill values set to 0."""
-    block = np.array(labels[region])
+    block = np.array(read_region(labels, region))
     for fill in fill_values(labels):
         block[block == fill] = 0
     return block

@@ -1,10 +1,11 @@
 """The trained parts of a run, loaded where they are used: U-Net, extractor, ensemble."""
 
 import json
+import sys
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from mtmsd.classifier import Ensemble, Head
@@ -14,6 +15,36 @@ from mtmsd.purify import Selection
 from mtmsd.unet import UNet
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
+from pipeline.errors import UserError
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of weights is there and complete; a damaged one is said."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except FileNotFoundError:
+        return False
+    except SafetensorError as error:
+        print(f"{path}: damaged ({error})", file=sys.stderr)
+        return False
+
+
+def check_trained(config: Config, folder: RunFolder, stage: str) -> None:
+    """Refuse to begin a stage whose trained inputs are not there or damaged.
+
+    Raises:
+        UserError: Which file, and which stage makes it again.
+    """
+    needed = {folder.unet: "pretrain"} if stage in ("extract", "map") else {}
+    if stage == "map":
+        needed |= {folder.member(index): "classify" for index in range(config.classifier.members)}
+    for path, maker in needed.items():
+        if not is_whole(path):
+            raise UserError(
+                f"{path}: missing or damaged; restore it from a copy, or make it again with --from {maker} "
+                "(a --model: in its own run)"
+            )
 
 
 def load_unet(path: Path) -> UNet:

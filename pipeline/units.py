@@ -5,6 +5,7 @@ are small picklable values; arrays are opened in the process that reads. A unit 
 the arrays that it writes, so writers never meet, and its marker is written after its chunks.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ Row = dict[str, Any]
 IO_CPUS = 0.25
 """CPUs of a read or write task."""
 Region = tuple[slice, ...]
+_READ_PAUSES_S = (0.5, 2.0, 8.0)
 
 
 class Reader(Protocol):
@@ -81,8 +83,18 @@ class _ReadUnits:
 
     def __call__(self) -> Iterable[Block]:
         for unit in self.units:
-            row = {"unit": unit} | self.reader(unit)
+            row = {"unit": unit} | _patiently(self.reader, unit)
             yield BlockAccessor.batch_to_block({key: np.asarray(value)[None] for key, value in row.items()})
+
+
+def _patiently(reader: Reader, unit: int) -> Row:
+    """Read a unit; storage that stumbles is asked four times within some ten seconds."""
+    for pause in _READ_PAUSES_S:
+        try:
+            return reader(unit)
+        except OSError:
+            time.sleep(pause)
+    return reader(unit)
 
 
 def read_units(source: UnitSource, tasks: int = 1000) -> ray.data.Dataset:

@@ -21,6 +21,7 @@ from pipeline.run import cli
 from pipeline.scene import open_scene
 from pipeline.trained import load_ensemble
 from tests.conftest import DEAD_BAND, TINY
+from tests.faults import Driver, assert_same, marked
 
 pytestmark = pytest.mark.cluster
 
@@ -178,6 +179,32 @@ def test_only_missing_tiles_are_made(finished: Path, run_copy: Path, tiny_scene:
     result, whole = _map(run_copy), _map(finished)
     assert np.array_equal(result["class"], whole["class"])
     assert (result["confidence"][:64, 64:128] == 0.5).all()
+
+
+def test_killed_and_asked_to_end_during_the_map(
+    finished: Path, run_copy: Path, tiny_scene: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The short choice of tests/test_faults.py, in the cluster of this module."""
+    for stage in ("report", "map"):
+        RunFolder(run_copy).forget(stage)
+    markers = run_copy / ".done" / "map"
+    driver = Driver(tiny_scene, run_copy)
+    while driver.process.poll() is None and not list(markers.glob("*")):
+        time.sleep(0.01)
+    driver.process.kill()
+    assert driver.wait() == -9, driver.said
+    assert (run_copy / ".lock").exists()
+    before = marked(run_copy)
+    driver = Driver(tiny_scene, run_copy)
+    assert driver.wait_for("^map "), driver.said
+    driver.process.terminate()
+    assert driver.wait() == 1, driver.said
+    assert driver.said.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "took over the lock of process" in driver.said
+    assert not (run_copy / ".lock").exists()
+    assert cli([str(tiny_scene), "--config", str(TINY), "--out", str(run_copy)]) == 0
+    assert before.items() <= marked(run_copy).items(), "finished tiles are not made again"
+    assert_same(run_copy, finished)
 
 
 def test_training_repeats_bit_for_bit(finished: Path, run_copy: Path, tiny_scene: Path) -> None:

@@ -1,0 +1,280 @@
+"""What the stages that are to do will cost, known before anything starts; what cannot fit is refused.
+
+Counts are exact or, where pixels without data save work, upper bounds. Bytes are those before compression.
+Memory is an estimate: a process with its libraries, the weights, and the largest arrays held at once.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from mtmsd.features import feature_width, windows_at_once
+from mtmsd.split import TRAIN
+from mtmsd.unet import UNet
+from pipeline.artifacts import RunFolder
+from pipeline.checkpoints import checkpoints
+from pipeline.cluster import joins_cluster, ray_session
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.labels import labelled_split
+from pipeline.plan import Plan
+from pipeline.readers import GROUP, Reduced, WindowReader, reduced_grid
+from pipeline.scene import Scene
+from pipeline.units import TileGrid
+
+_PROCESS = 600 << 20
+"""Resident memory of a process that has imported torch and Ray (measured: 560 to 590 MiB)."""
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stage: its units, its work, its bytes, and the memory of one of its actors or workers."""
+
+    stage: str
+    unit: str
+    units: int
+    done: int
+    windows: int = 0
+    unet_passes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    actor_bytes: int = _PROCESS
+
+    def left(self, amount: int) -> int:
+        """The share of an amount that is not done yet."""
+        return round(amount * (self.units - self.done) / max(1, self.units))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is: CPUs in all, memory of the smallest node, nodes, and bytes free for the run folder."""
+
+    cpus: int
+    node_bytes: int
+    nodes: int
+    free_bytes: int
+
+    def __str__(self) -> str:
+        nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
+        memory, free = shown(self.node_bytes), shown(self.free_bytes)
+        return f"at hand: {nodes}, {self.cpus} CPUs in all, {memory} of memory a node, {free} of disk free"
+
+
+def costs(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> list[Cost]:
+    """The stages to do, in order, as what earlier runs left of them is kept or not."""
+    kept = {stage for stage in plan.todo if stage not in plan.forget}
+    parts = {
+        "reduce": lambda: _reduce(config, scene),
+        "pretrain": lambda: _pretrain(config),
+        "extract": lambda: _extract(config, folder, scene),
+        "classify": lambda: _classify(config, scene),
+        "map": lambda: _map(config, scene),
+    }
+    found = []
+    for stage in plan.todo:
+        part: dict[str, Any] = parts[stage]() if stage in parts else {"unit": "page", "units": 1}
+        done = _done(stage, config, folder) if stage in kept else 0
+        found.append(Cost(stage=stage, done=min(done, part["units"]), **part))
+    return found
+
+
+def _done(stage: str, config: Config, folder: RunFolder) -> int:
+    if stage == "pretrain":
+        newest = checkpoints(folder.pretrain)[-1:]
+        return int(newest[0].stem.removeprefix("step-")) if newest else 0
+    if stage == "classify":
+        return sum(folder.member(index).exists() for index in range(config.classifier.members))
+    return len(folder.done_units(stage))
+
+
+def _reduce(config: Config, scene: Scene) -> dict[str, Any]:
+    grid = reduced_grid(scene)
+    tiles, cube = len(grid), scene.bands * grid.side**2 * _FLOAT
+    return {
+        "unit": "tiles", "units": tiles, "bytes_read": 2 * tiles * cube,
+        "bytes_written": config.reduce.components * scene.height * scene.width * _FLOAT,
+        # As stored, as float32, in double precision for the moments, and as a row of the dataset.
+        "actor_bytes": _PROCESS + 5 * cube,
+    }  # fmt: skip
+
+
+def _pretrain(config: Config) -> dict[str, Any]:
+    steps, batch, size = config.pretrain.steps, config.pretrain.batch, config.patches.size
+    weights, maps = unet_bytes(config, size)
+    patch = config.reduce.components * size**2 * _FLOAT
+    state = 4 * weights  # model, averaged weights, and both moments of the optimiser
+    return {
+        "unit": "steps", "units": steps, "unet_passes": steps * batch, "bytes_read": steps * batch * patch,
+        "bytes_written": 3 * state + weights,  # two checkpoints, a third while it is written; the result
+        "actor_bytes": _PROCESS + state + weights + maps * (batch // config.cluster.train_workers),
+    }  # fmt: skip
+
+
+def _extract(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
+    y, x, label, split = labelled_split(config, scene)
+    train = split == TRAIN
+    windows, units, read, row = 0, 0, 0, 0
+    for rows, columns in ((y[train], x[train]), (y, x)):
+        reader = WindowReader.plan(Reduced(str(folder.reduced)), config.patches, rows, columns)
+        window = config.reduce.components * config.patches.side**2 * _FLOAT
+        blocks = np.stack([rows // config.patches.stride, columns // config.patches.stride])
+        for first, last in zip(reader.starts[:-1], reader.starts[1:], strict=True):
+            windows += np.unique(blocks[:, first:last], axis=1).shape[1]
+        units, row = len(reader), reader.most[1] * window
+        read += units * row
+    width = feature_width(config.unet, config.features.stages, config.patches.side)
+    kept = _feature_bytes(config)
+    sums = 2 * len(np.unique(label)) * len(config.features.timesteps) * width * 8
+    return {
+        "unit": "groups", "units": units, "windows": windows,
+        "unet_passes": windows * len(config.features.timesteps), "bytes_read": read,
+        "bytes_written": len(y) * (kept + 4 * 8),
+        "actor_bytes": _PROCESS + _extractor_bytes(config) + 2 * row + GROUP * kept + sums,
+    }  # fmt: skip
+
+
+def _feature_bytes(config: Config) -> int:
+    """Features of one pixel: of itself, pooled, and its spectra."""
+    diffusion = len(config.features.timesteps) * config.kept_channels * 2
+    return (diffusion + len(config.features.spectra) * config.reduce.components) * _FLOAT
+
+
+def _classify(config: Config, scene: Scene) -> dict[str, Any]:
+    _, _, _, split = labelled_split(config, scene)
+    features = _feature_bytes(config)
+    return {
+        "unit": "members", "units": config.classifier.members, "bytes_read": len(split) * features,
+        # A worker holds the training pixels' features, and their standardised copy.
+        "actor_bytes": _PROCESS + 2 * int((split == TRAIN).sum()) * features,
+    }  # fmt: skip
+
+
+def _map(config: Config, scene: Scene) -> dict[str, Any]:
+    patches, tile = config.patches, config.tile
+    tiles = len(TileGrid(scene.height, scene.width, tile))
+    per_tile, side = (tile // patches.stride) ** 2, tile + patches.side - patches.stride
+    cube = config.reduce.components * side**2 * _FLOAT
+    copies = per_tile * config.reduce.components * patches.side**2 * _FLOAT
+    codes = scene.classes.codes if scene.classes else (0,)
+    pixel = (1 if max(codes) < 256 else 2) + 2 * _FLOAT
+    return {
+        "unit": "tiles", "units": tiles, "windows": tiles * per_tile,
+        "unet_passes": tiles * per_tile * len(config.features.timesteps), "bytes_read": tiles * cube,
+        # The map, overviews (a third), and two GeoTIFFs that are written plain before they are compressed.
+        "bytes_written": round(scene.height * scene.width * (pixel * 4 / 3 + 2 * (pixel - _FLOAT))),
+        "actor_bytes": _PROCESS + _extractor_bytes(config) + 2 * cube + copies,
+    }  # fmt: skip
+
+
+def unet_bytes(config: Config, side: int) -> tuple[int, int]:
+    """Bytes of the U-Net's weights, and of all maps that training holds for one window of a side, float32.
+
+    The network is built without memory (torch's device "meta") and run once.
+    """
+    sizes: list[int] = []
+    with torch.device("meta"):
+        unet = UNet(config.unet, config.reduce.components)
+        for layer in unet.modules():
+            if not list(layer.children()):
+                layer.register_forward_hook(lambda _, __, out: sizes.append(out.numel()))
+        unet(torch.empty(1, config.reduce.components, side, side), torch.zeros(1))
+    return sum(p.numel() for p in unet.parameters()) * _FLOAT, sum(sizes) * _FLOAT
+
+
+def _extractor_bytes(config: Config) -> int:
+    """Weights, again as they are laid out for reading, and the maps of one pass."""
+    weights, maps = unet_bytes(config, config.patches.side)
+    at_once = windows_at_once(config.features, config.patches)
+    return 2 * weights + maps * at_once
+
+
+def machine_at_hand(folder: Path) -> Machine:
+    """The cluster that the run would join, or else this machine."""
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    if joins_cluster():
+        with ray_session():
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node for node in nodes if node.get("CPU")]
+        memory = min((int(node["memory"]) for node in nodes), default=0)
+        return Machine(int(sum(node["CPU"] for node in nodes)), memory, max(1, len(nodes)), free)
+    memory, limit = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        Path("/sys/fs/cgroup/memory.max"),
+    )
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    return Machine(os.cpu_count() or 1, memory, 1, free)
+
+
+def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        UserError: Which stage needs how much memory on a node, or how much disk; and what there is.
+    """
+    for cost in planned:
+        at_once = _side_by_side(config, cost, machine)
+        needed = at_once * cost.actor_bytes + _PROCESS  # and the command itself
+        if needed > machine.node_bytes:
+            setting = "cluster.train_workers" if cost.stage == "pretrain" else "cluster.actors"
+            raise UserError(
+                f"stage {cost.stage}: {at_once} processes of {shown(cost.actor_bytes)} and the command "
+                f"need {shown(needed)} of memory, a node has {shown(machine.node_bytes)}; "
+                f"{_smaller[cost.stage]}, or fewer {setting}"
+            )
+    disk = sum(cost.left(cost.bytes_written) for cost in planned)
+    if disk > machine.free_bytes:
+        raise UserError(
+            f"the run needs up to {shown(disk)} of disk, {shown(machine.free_bytes)} are free; make room or "
+            "choose another --out"
+        )
+
+
+_smaller = {
+    "reduce": "make the scene again with smaller chunks", "pretrain": "a smaller pretrain.batch",
+    "extract": "a smaller features.batch", "classify": "a smaller split.train_fraction",
+    "map": "a smaller map.tile", "report": "",
+}  # fmt: skip
+
+
+def _side_by_side(config: Config, cost: Cost, machine: Machine) -> int:
+    """Actors or workers of a stage on one node."""
+    wanted = config.cluster.actors or max(1, machine.cpus // config.cluster.threads)
+    if cost.stage == "pretrain":
+        wanted = config.cluster.train_workers
+    if cost.stage in ("classify", "report"):
+        wanted = 1 if cost.stage == "report" else min(machine.cpus, config.classifier.members)
+    return -(-min(wanted, max(1, cost.units)) // machine.nodes)
+
+
+def table(planned: list[Cost]) -> str:
+    """A line per stage: what is done of it, and what is left to do."""
+    lines = [
+        f"{'stage':9} {'done / units':>20} {'windows':>12} {'U-Net passes':>13} {'read':>10} "
+        f"{'written':>10} {'a process':>10}"
+    ]
+    for cost in planned:
+        units = f"{cost.done:,} / {cost.units:,} {cost.unit}"
+        lines.append(
+            f"{cost.stage:9} {units:>20} {cost.left(cost.windows):>12,} "
+            f"{cost.left(cost.unet_passes):>13,} {shown(cost.left(cost.bytes_read)):>10} "
+            f"{shown(cost.left(cost.bytes_written)):>10} {shown(cost.actor_bytes):>10}"
+        )
+    return "\n".join(lines)
+
+
+def shown(count: int) -> str:
+    """Bytes for people: 1.5 GiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} TiB"

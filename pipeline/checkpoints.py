@@ -1,0 +1,54 @@
+"""Checkpoints of pretraining: the newest two, each written whole or not at all, checked before use."""
+
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_KEPT = 2
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*.pt"))
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state after ``step`` steps; of the older ones, one is kept."""
+    path = folder / f"step-{step:08d}.pt"
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    for old in checkpoints(folder)[:-_KEPT]:
+        old.unlink()
+
+
+def drop_damaged(folder: Path) -> None:
+    """Remove newest checkpoints that are not what was written (by their checksums), and say so."""
+    for path in reversed(checkpoints(folder)):
+        if _is_whole(path):
+            return
+        print(f"{path}: damaged, removed; pretraining goes on from the one before", file=sys.stderr)
+        path.unlink()
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state; no code in it is run."""
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    return state
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except OSError:  # the disk's trouble, not the file's
+        raise
+    except Exception:  # whatever zipfile meets in garbage
+        return False

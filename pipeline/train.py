@@ -1,0 +1,55 @@
+"""Ray Train, as both stages that train use it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.actor import ActorHandle
+from ray.train.torch import TorchTrainer
+
+_RETRIES = 3
+
+
+class _Trainer(TorchTrainer):
+    """Leaves SIGINT to the run: Ray's handler stays after the training, and then ends with exit code 0."""
+
+    def _register_sigint_handler(self, controller: ActorHandle[Any]) -> None:
+        pass
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    *,
+    name: str,
+    storage: Path,
+    workers: int,
+    resources: dict[str, float],
+) -> None:
+    """Run a training loop on workers; when one dies, all begin the loop anew, three times at most.
+
+    Args:
+        loop: What each worker does; it keeps and finds its own results.
+        settings: What it is told.
+        name: Of the run in the dashboard.
+        storage: Folder of Ray Train's own notes, which no later run needs; it is removed.
+        workers: Their number.
+        resources: CPUs and GPUs of one worker.
+    """
+    shutil.rmtree(storage, ignore_errors=True)
+    trainer = _Trainer(
+        loop,
+        train_loop_config=settings,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=resources["GPU"] > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
+        ),
+    )
+    trainer.fit()
+    shutil.rmtree(storage, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""Causing faults: commands that can be stopped anywhere, and what must be the same afterwards."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from pipeline.artifacts import read_json
+from tests.conftest import ROOT, TINY
+
+_LIMIT_S = 600
+# Ray gives a node 30 seconds to start, which a busy machine may not meet; the same command goes on.
+_SLOW_START = "timed out during startup"
+
+
+class Driver:
+    """``pipeline/run.py`` in a process of its own, with a Ray of its own unless there is RAY_ADDRESS."""
+
+    def __init__(
+        self, scene: Path, out: Path, *more: str, script: Path = ROOT / "pipeline" / "run.py"
+    ) -> None:
+        self.mark = f"MTMSD_FAULT={uuid.uuid4().hex}"
+        name, _, value = self.mark.partition("=")
+        self._log = Path(tempfile.gettempdir()) / f"mtmsd-{value}.log"  # not beside ``out``: disks fill
+        command = [sys.executable, str(script), str(scene), "--config", str(TINY), "--out", str(out), *more]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                env=os.environ | {name: value, "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+
+    @property
+    def said(self) -> str:
+        """Everything on stdout and stderr so far."""
+        return self._log.read_text()
+
+    def wait_for(self, pattern: str) -> bool:
+        """Whether this was said before the process ended."""
+        begun = time.monotonic()
+        while time.monotonic() - begun < _LIMIT_S:
+            ended = self.process.poll() is not None
+            if re.search(pattern, self.said, re.MULTILINE):
+                return True
+            if ended:
+                return False
+            time.sleep(0.05)
+        raise AssertionError(f"{pattern} was not said in {_LIMIT_S} s: {self.said}")
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait(_LIMIT_S)
+
+    def family(self) -> dict[int, str]:
+        """Living processes that come from this command, the command itself included: id, command line."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                if self.mark.encode() not in (entry / "environ").read_bytes().split(b"\0"):
+                    continue
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        return found
+
+    def kill_one(self, title: str) -> bool:
+        """SIGKILL to one process whose command line begins so."""
+        for pid, line in self.family().items():
+            if line.startswith(title):
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
+    def nothing_left(self, within_s: float) -> dict[int, str]:
+        """Processes of this command that still live after some time."""
+        begun = time.monotonic()
+        while (left := self.family()) and time.monotonic() - begun < within_s:
+            time.sleep(0.2)
+        return left
+
+
+def finish(scene: Path, out: Path, *more: str) -> str:
+    """Give the same command until it ends well, and return what it said."""
+    for _ in range(3):
+        driver = Driver(scene, out, *more)
+        if driver.wait() == 0:
+            return driver.said
+        assert _SLOW_START in driver.said, driver.said
+    raise AssertionError(driver.said)
+
+
+def marked(out: Path) -> dict[str, int]:
+    """Finished units, and when their markers were written."""
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.glob(".done/*/*")}
+
+
+def strays(out: Path) -> list[str]:
+    """What a finished run must not hold."""
+    return [
+        str(path.relative_to(out))
+        for path in out.rglob("*")
+        if ".partial" in path.name or ".lock" in path.name
+    ]
+
+
+def assert_same(out: Path, undisturbed: Path) -> None:
+    """Arrays of the reduced cube, the features and the map, metrics and weights agree to the last bit."""
+    for name in ("reduced.zarr", "features.zarr", "map.zarr"):
+        mine, theirs = (
+            zarr.open_group(folder / name, mode="r", use_consolidated=False) for folder in (out, undisturbed)
+        )
+        names = dict(theirs.arrays())
+        assert names.keys() == dict(mine.arrays()).keys(), name
+        for array in names:
+            ours, expected = np.asarray(mine[array][...]), np.asarray(theirs[array][...])
+            assert ours.tobytes() == expected.tobytes(), f"{name}/{array}"
+    for name in ("metrics.json", "spectral.json", "classifier/selection.json", "pretrain/history.json"):
+        assert read_json(out / name) == read_json(undisturbed / name), name
+    for name in ("pretrain/unet.safetensors", "classifier/member_0.safetensors", "map.tif", "confidence.tif"):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert {r["status"] for r in read_json(out / "stages.json").values()} == {"done"}
+    assert not strays(out)

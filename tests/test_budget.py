@@ -1,0 +1,143 @@
+"""The budget of a run: counts worked out by hand, and refusals."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import budget
+from pipeline.artifacts import RunFolder
+from pipeline.budget import Cost, Machine, check_fits, costs, shown, table, unet_bytes
+from pipeline.config import Config, load_config
+from pipeline.errors import UserError
+from pipeline.plan import Plan, make_plan
+from pipeline.run import cli
+from pipeline.scene import open_scene, write_scene
+from tests.conftest import TINY
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Config, RunFolder, str]:
+    """100 x 90 pixels, 10 bands; two classes of 8 x 8 pixels, each on four blocks of 4 x 4."""
+    labels = np.zeros((100, 90), np.uint8)
+    labels[0:8, 0:8], labels[40:48, 40:48] = 1, 2
+    cube = np.random.default_rng(0).random((10, 100, 90), np.float32)
+    write_scene(tmp_path / "s.zarr", cube, labels=labels, chunk=64)
+    config = load_config(TINY, ["split.train_fraction=0.5", "patches.stride=4"])
+    return config, RunFolder(tmp_path / "out"), str(tmp_path / "s.zarr")
+
+
+def _planned(small: tuple[Config, RunFolder, str]) -> dict[str, Cost]:
+    config, folder, url = small
+    scene = open_scene(url)
+    plan = make_plan(config, folder, scene, None, None, None)
+    return {cost.stage: cost for cost in costs(config, folder, scene, plan)}
+
+
+def test_counts_by_hand(small: tuple[Config, RunFolder, str]) -> None:
+    planned = _planned(small)
+    reduce = planned["reduce"]  # 2 x 2 tiles of 64 pixels, read twice as float32
+    assert (reduce.units, reduce.bytes_read) == (4, 2 * 4 * 10 * 64 * 64 * 4)
+    assert reduce.bytes_written == 4 * 100 * 90 * 4
+    pretrain = planned["pretrain"]  # 6 steps of 4 patches, 4 components of 16 x 16
+    assert (pretrain.units, pretrain.unet_passes, pretrain.bytes_read) == (6, 24, 24 * 4 * 16 * 16 * 4)
+    extract = planned["extract"]  # 8 blocks, each with training pixels: two passes over all
+    assert extract.units == 1
+    assert extract.windows == 8 + 8
+    assert extract.unet_passes == 2 * extract.windows
+    # Two timesteps, centre and pooled; spectra of four radii and four components; float32.
+    kept = 2 * 2 * small[0].kept_channels * 4 + 4 * 4 * 4
+    assert extract.bytes_written == 128 * (kept + 4 * 8)
+    assert (planned["classify"].units, planned["classify"].bytes_read) == (2, 128 * kept)
+    tiles = planned["map"]  # 2 x 2 tiles of 64 pixels, each 16 x 16 windows, and a halo of 12 pixels
+    assert (tiles.units, tiles.windows, tiles.unet_passes) == (4, 4 * 256, 2 * 4 * 256)
+    assert tiles.bytes_read == 4 * 4 * 76 * 76 * 4
+    assert tiles.bytes_written == 100 * 90 * (9 * 4 / 3 + 2 * 5)
+
+
+def test_what_is_done_is_taken_off(small: tuple[Config, RunFolder, str]) -> None:
+    config, folder, url = small
+    scene = open_scene(url)
+    markers = folder.markers("map")
+    markers.mkdir(parents=True)
+    for tile in range(3):
+        (markers / str(tile)).touch()
+    folder.pretrain.mkdir()
+    (folder.pretrain / "step-00000003.pt").touch()
+    stages = ("pretrain", "map")
+    plan = Plan("", {}, (), stages, (), None)
+    pretrain, tiles = costs(config, folder, scene, plan)
+    assert (pretrain.done, pretrain.left(pretrain.unet_passes)) == (3, 12)
+    assert (tiles.done, tiles.left(tiles.windows)) == (3, 256)
+    plan = Plan("", {}, (), stages, stages, None)  # asked to make them again
+    assert [cost.done for cost in costs(config, folder, scene, plan)] == [0, 0]
+
+
+def test_unet_bytes_are_those_of_the_real_network() -> None:
+    import torch
+
+    from mtmsd.unet import UNet
+
+    config = load_config(TINY)
+    unet = UNet(config.unet, 4)
+    weights, maps = unet_bytes(config, 16)
+    assert weights == sum(p.numel() for p in unet.parameters()) * 4
+    first = 32 * 16 * 16 * 4  # the first convolution's output alone
+    assert first * 10 < maps < first * 1000
+    assert unet_bytes(config, 32)[1] == pytest.approx(4 * maps, rel=0.1)
+    assert not any(p.is_meta for p in unet.parameters())
+    assert torch.empty(1).device.type == "cpu", "the device meta is left again"
+
+
+def test_memory_that_cannot_fit_is_refused() -> None:
+    config = load_config(None, ["cluster.actors=4"])
+    cost = Cost("map", "tiles", units=10, done=0, actor_bytes=2 * GIB)
+    check_fits(config, [cost], Machine(cpus=4, node_bytes=9 * GIB, nodes=1, free_bytes=0))
+    with pytest.raises(UserError, match=r"stage map: 4 processes of 2.0 GiB .* need 8.6 GiB .* has 8.0 GiB"):
+        check_fits(config, [cost], Machine(cpus=4, node_bytes=8 * GIB, nodes=1, free_bytes=0))
+    check_fits(config, [cost], Machine(cpus=8, node_bytes=8 * GIB, nodes=2, free_bytes=0))
+    few = Cost("map", "tiles", units=2, done=0, actor_bytes=2 * GIB)  # no more actors than tiles
+    check_fits(config, [few], Machine(cpus=4, node_bytes=8 * GIB, nodes=1, free_bytes=0))
+
+
+def test_a_disk_that_is_too_small_is_refused() -> None:
+    planned = [
+        Cost("reduce", "tiles", 4, 2, bytes_written=10 * MIB),
+        Cost("map", "tiles", 4, 0, bytes_written=MIB),
+    ]
+    machine = Machine(cpus=2, node_bytes=64 * GIB, nodes=1, free_bytes=6 * MIB)
+    check_fits(Config(), planned, machine)
+    with pytest.raises(UserError, match=r"up to 6.0 MiB of disk, 6.0 MiB are free"):
+        check_fits(Config(), planned, Machine(2, 64 * GIB, 1, 6 * MIB - 1))
+
+
+def test_dry_run_says_it_and_refuses(
+    small: tuple[Config, RunFolder, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    _, folder, url = small
+    arguments = [url, "--config", str(TINY), "--out", str(folder.path), "--dry-run"]
+    assert cli(arguments) == 0
+    output = capsys.readouterr().out
+    assert "2,048" in output, "U-Net passes of the map"
+    assert f"{os.cpu_count()} CPUs in all" in output
+    monkeypatch.setattr(budget, "machine_at_hand", lambda folder: Machine(2, 64 * GIB, 1, MIB))
+    assert cli(arguments) == 2
+    output = capsys.readouterr()
+    assert "U-Net passes" in output.out, "the budget is shown all the same"
+    assert output.err.strip().splitlines()[-1].startswith("error: the run needs up to")
+    assert not folder.path.exists()
+
+
+def test_bytes_for_people() -> None:
+    assert [shown(n) for n in (0, 1023, 1536, 5 * GIB, 3 << 40)] == [
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "5.0 GiB",
+        "3.0 TiB",
+    ]
+    assert "1 / 4 tiles" in table([Cost("map", "tiles", 4, 1)])

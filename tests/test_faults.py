@@ -1,0 +1,167 @@
+"""Faults, caused: whatever happens to a run, the same command then gives the undisturbed run's map.
+
+The short choice runs with the other tests; all of them with ``make faults``.
+"""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import STAGES, RunFolder, read_json
+from tests.conftest import ROOT
+from tests.faults import Driver, assert_same, finish, marked
+
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(3600)]
+TILES = 6
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to. Read only."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    finish(tiny_scene, folder)
+    return folder
+
+
+@pytest.fixture
+def until_map(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of it in which the map is still to be made."""
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    for stage in ("report", "map"):
+        RunFolder(out).forget(stage)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_in_every_stage(seed: int, undisturbed: Path, tiny_scene: Path, tmp_path: Path) -> None:
+    """Six kills each, one in every stage at a random moment: 24 with all seeds."""
+    moments, out = random.Random(seed), tmp_path / "run"
+    seconds = {stage: record["wall_s"] for stage, record in read_json(undisturbed / "stages.json").items()}
+    for stage in STAGES:
+        driver = Driver(tiny_scene, out)
+        if driver.wait_for(f"^{stage} " if stage != "report" else "^map .*100%"):
+            try:
+                driver.process.wait(moments.uniform(0, seconds[stage]))
+            except subprocess.TimeoutExpired:
+                driver.process.kill()
+        driver.wait()
+        before = marked(out)
+        assert not driver.nothing_left(within_s=120), "Ray of a killed run must die by itself"
+        late = {unit: written for unit, written in marked(out).items() if unit not in before}
+        before |= late  # orphans may have finished a unit in their last second
+    finish(tiny_scene, out)
+    after = marked(out)
+    assert {unit: after[unit] for unit in before} == before, "finished units are not made again"
+    assert_same(out, undisturbed)
+
+
+def test_work_done_twice(undisturbed: Path, until_map: Path, tiny_scene: Path) -> None:
+    """Two kills during the map cost at most a computed and a begun tile per actor each."""
+    script, log = ROOT / "tests" / "counting_run.py", until_map.with_suffix(".computed")
+    for kills in range(2):
+        driver = Driver(tiny_scene, until_map, script=script)
+        while not log.exists() or len(log.read_text().splitlines()) < 2 * (kills + 1):
+            assert driver.process.poll() is None, driver.said
+            time.sleep(0.02)
+        driver.process.kill()
+        driver.wait()
+        assert not driver.nothing_left(within_s=120)
+    driver = Driver(tiny_scene, until_map, script=script)
+    assert driver.wait() == 0, driver.said
+    computed = [line.split()[0] for line in log.read_text().splitlines()]
+    assert set(computed) == {str(tile) for tile in range(TILES)}
+    assert len(computed) - TILES <= 2 * 2, computed
+    assert_same(until_map, undisturbed)
+
+
+@pytest.mark.parametrize("title", ["ray::MapWorker(MapBatches(MapActor))", "ray::Write"])
+def test_a_worker_is_killed_during_the_map(
+    title: str, undisturbed: Path, until_map: Path, tiny_scene: Path
+) -> None:
+    driver = Driver(tiny_scene, until_map)
+    assert driver.wait_for("^map "), driver.said
+    killed = 0
+    while killed < 2 and driver.process.poll() is None:
+        killed += driver.kill_one(title)
+        time.sleep(0.2)
+    assert killed, "no such process was seen"
+    assert driver.wait() == 0, driver.said
+    assert_same(until_map, undisturbed)
+
+
+def test_a_training_worker_is_killed(undisturbed: Path, tiny_scene: Path, tmp_path: Path) -> None:
+    driver = Driver(tiny_scene, tmp_path / "run")
+    while driver.process.poll() is None and not list((tmp_path / "run" / "pretrain").glob("step-*.pt")):
+        time.sleep(0.02)
+    assert driver.kill_one("ray::RayTrainWorker"), driver.said
+    assert driver.wait() == 0, driver.said
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stage", ["pretrain", "extract", "map"])
+def test_asked_to_end(
+    stage: str, number: signal.Signals, undisturbed: Path, tiny_scene: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    driver = Driver(tiny_scene, out, "--from", stage)
+    assert driver.wait_for(f"^{stage} "), driver.said
+    driver.process.send_signal(number)
+    assert driver.process.wait(60) == 1, driver.said
+    assert driver.said.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in driver.said
+    assert not (out / ".lock").exists()
+    assert not driver.nothing_left(within_s=20), "Ray must not be left behind"
+    finish(tiny_scene, out)
+    assert_same(out, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", disk], check=False)
+    if made.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_the_disk_is_full(small_disk: Path, undisturbed: Path, tiny_scene: Path) -> None:
+    out = small_disk / "run"
+    driver = Driver(tiny_scene, out)
+    assert driver.wait() == 2, driver.said
+    last = driver.said.splitlines()[-1]
+    assert last.startswith("error: No space left on device"), last
+    assert "the same command goes on" in last
+    subprocess.run(["mount", "-o", "remount,size=200M", small_disk], check=True)
+    finish(tiny_scene, out)
+    assert_same(out, undisturbed)
+
+
+def test_a_node_is_removed_during_the_map(
+    undisturbed: Path, until_map: Path, tiny_scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        others = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        driver = Driver(tiny_scene, until_map, "--set", "cluster.actors=2")
+        while driver.process.poll() is None and not list((until_map / ".done" / "map").glob("*")):
+            time.sleep(0.02)
+        assert driver.process.poll() is None, driver.said
+        cluster.remove_node(others[0], allow_graceful=False)
+        assert driver.wait() == 0, driver.said
+    finally:
+        cluster.shutdown()
+    assert_same(until_map, undisturbed)
