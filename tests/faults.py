@@ -88,6 +88,16 @@ class Driver:
         return left
 
 
+def begun(scene: Path, out: Path, *more: str, script: Path = ROOT / "pipeline" / "run.py") -> Driver:
+    """A command whose Ray has started."""
+    for _ in range(3):
+        driver = Driver(scene, out, *more, script=script)
+        if driver.wait_for(r"^Ray dashboard|^[a-z]+ +: "):
+            return driver
+        assert _SLOW_START in driver.said, driver.said
+    raise AssertionError(driver.said)
+
+
 def finish(scene: Path, out: Path, *more: str) -> str:
     """Give the same command until it ends well, and return what it said."""
     for _ in range(3):
