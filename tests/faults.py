@@ -11,7 +11,9 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import torch
 import zarr
+from safetensors.torch import load_file
 
 from pipeline.artifacts import read_json
 from tests.conftest import ROOT, TINY
@@ -88,6 +90,16 @@ class Driver:
         return left
 
 
+def begun(scene: Path, out: Path, *more: str, script: Path = ROOT / "pipeline" / "run.py") -> Driver:
+    """A command whose Ray has started."""
+    for _ in range(3):
+        driver = Driver(scene, out, *more, script=script)
+        if driver.wait_for(r"^Ray dashboard|^[a-z]+ +: "):
+            return driver
+        assert _SLOW_START in driver.said, driver.said
+    raise AssertionError(driver.said)
+
+
 def finish(scene: Path, out: Path, *more: str) -> str:
     """Give the same command until it ends well, and return what it said."""
     for _ in range(3):
@@ -125,7 +137,11 @@ def assert_same(out: Path, undisturbed: Path) -> None:
             assert ours.tobytes() == expected.tobytes(), f"{name}/{array}"
     for name in ("metrics.json", "spectral.json", "classifier/selection.json", "pretrain/history.json"):
         assert read_json(out / name) == read_json(undisturbed / name), name
-    for name in ("pretrain/unet.safetensors", "classifier/member_0.safetensors", "map.tif", "confidence.tif"):
+    for name in ("pretrain/unet.safetensors", "classifier/member_0.safetensors"):  # metadata have no order
+        ours, expected = load_file(out / name), load_file(undisturbed / name)
+        assert ours.keys() == expected.keys(), name
+        assert all(torch.equal(ours[key], expected[key]) for key in expected), name
+    for name in ("map.tif", "confidence.tif"):
         assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
     assert {r["status"] for r in read_json(out / "stages.json").values()} == {"done"}
     assert not strays(out)

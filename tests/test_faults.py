@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.artifacts import STAGES, RunFolder, read_json
 from tests.conftest import ROOT
-from tests.faults import Driver, assert_same, finish, marked
+from tests.faults import Driver, assert_same, begun, finish, marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(3600)]
 TILES = 6
@@ -44,7 +44,7 @@ def test_killed_in_every_stage(seed: int, undisturbed: Path, tiny_scene: Path, t
     moments, out = random.Random(seed), tmp_path / "run"
     seconds = {stage: record["wall_s"] for stage, record in read_json(undisturbed / "stages.json").items()}
     for stage in STAGES:
-        driver = Driver(tiny_scene, out)
+        driver = begun(tiny_scene, out)
         if driver.wait_for(f"^{stage} " if stage != "report" else "^map .*100%"):
             try:
                 driver.process.wait(moments.uniform(0, seconds[stage]))
@@ -65,14 +65,14 @@ def test_work_done_twice(undisturbed: Path, until_map: Path, tiny_scene: Path) -
     """Two kills during the map cost at most a computed and a begun tile per actor each."""
     script, log = ROOT / "tests" / "counting_run.py", until_map.with_suffix(".computed")
     for kills in range(2):
-        driver = Driver(tiny_scene, until_map, script=script)
+        driver = begun(tiny_scene, until_map, script=script)
         while not log.exists() or len(log.read_text().splitlines()) < 2 * (kills + 1):
             assert driver.process.poll() is None, driver.said
             time.sleep(0.02)
         driver.process.kill()
         driver.wait()
         assert not driver.nothing_left(within_s=120)
-    driver = Driver(tiny_scene, until_map, script=script)
+    driver = begun(tiny_scene, until_map, script=script)
     assert driver.wait() == 0, driver.said
     computed = [line.split()[0] for line in log.read_text().splitlines()]
     assert set(computed) == {str(tile) for tile in range(TILES)}
@@ -84,7 +84,7 @@ def test_work_done_twice(undisturbed: Path, until_map: Path, tiny_scene: Path) -
 def test_a_worker_is_killed_during_the_map(
     title: str, undisturbed: Path, until_map: Path, tiny_scene: Path
 ) -> None:
-    driver = Driver(tiny_scene, until_map)
+    driver = begun(tiny_scene, until_map)
     assert driver.wait_for("^map "), driver.said
     killed = 0
     while killed < 2 and driver.process.poll() is None:
@@ -96,7 +96,7 @@ def test_a_worker_is_killed_during_the_map(
 
 
 def test_a_training_worker_is_killed(undisturbed: Path, tiny_scene: Path, tmp_path: Path) -> None:
-    driver = Driver(tiny_scene, tmp_path / "run")
+    driver = begun(tiny_scene, tmp_path / "run")
     while driver.process.poll() is None and not list((tmp_path / "run" / "pretrain").glob("step-*.pt")):
         time.sleep(0.02)
     assert driver.kill_one("ray::RayTrainWorker"), driver.said
@@ -110,7 +110,7 @@ def test_asked_to_end(
     stage: str, number: signal.Signals, undisturbed: Path, tiny_scene: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
-    driver = Driver(tiny_scene, out, "--from", stage)
+    driver = begun(tiny_scene, out, "--from", stage)
     assert driver.wait_for(f"^{stage} "), driver.said
     driver.process.send_signal(number)
     assert driver.process.wait(60) == 1, driver.said
@@ -156,7 +156,7 @@ def test_a_node_is_removed_during_the_map(
     try:
         others = [cluster.add_node(num_cpus=1) for _ in range(2)]
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        driver = Driver(tiny_scene, until_map, "--set", "cluster.actors=2")
+        driver = begun(tiny_scene, until_map, "--set", "cluster.actors=2")
         while driver.process.poll() is None and not list((until_map / ".done" / "map").glob("*")):
             time.sleep(0.02)
         assert driver.process.poll() is None, driver.said
