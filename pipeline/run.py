@@ -133,10 +133,8 @@ def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> Non
     write_json(folder.run, about)
     for stage in reversed(plan.forget):  # a crash in between must not leave a stage without its inputs
         folder.forget(stage)
-    if plan.model:
-        adopt_model(plan.model, folder, scene)
-        for note in read_json(folder.run)["assumed"]["notes"]:
-            print(note, file=sys.stderr)
+    if plan.model and "reduce" not in plan.todo:
+        _adopt(plan.model, folder, scene)
     if not plan.todo:
         return
     from pipeline.cluster import ray_session
@@ -148,10 +146,18 @@ def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> Non
         for stage in plan.todo:
             check_trained(config, folder, stage)
             folder.begin(stage, plan.fingerprints[stage])
+            if plan.model and stage == "reduce":  # not before: a stage begins by removing what is not its own
+                _adopt(plan.model, folder, scene)
             measured = runners[stage]()
             folder.finish(stage, **measured)
             if stage == "reduce":
                 _say_dropped(folder)
+
+
+def _adopt(model: Path, folder: RunFolder, scene: Scene) -> None:
+    adopt_model(model, folder, scene)
+    for note in read_json(folder.run)["assumed"]["notes"]:
+        print(note, file=sys.stderr)
 
 
 def _runners(

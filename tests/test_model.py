@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import pytest
 
 from mtmsd.bands import BandMap
 from mtmsd.spectral import Moments, Projection, ReduceConfig, fit_projection
-from pipeline import reduce
-from pipeline.artifacts import RunFolder, read_json, write_json
+from pipeline import reduce, run
+from pipeline.artifacts import STAGES, RunFolder, read_json, write_json
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.model import adopt_model, match_scene, model_config, model_fingerprint
@@ -45,6 +47,7 @@ def model(tmp_path: Path) -> Path:
     write_json(folder.spectral, spectral | about)
     write_json(folder.run, {"config": load_config(TINY).model_dump(mode="json")})
     write_json(folder.selection, {"codes": [1, 2]})
+    write_json(folder.calibration, {"temperature": 0.5})
     folder.unet.write_bytes(b"weights")
     for member in range(2):
         folder.member(member).write_bytes(b"member %d" % member)
@@ -240,7 +243,41 @@ def test_adopting_again_writes_nothing_and_another_model_replaces_all(model: Pat
     assert not list(folder.path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("part", ["spectral.json", "run.json", "classifier/member_1.safetensors"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_every_stage_finds_the_models_parts(
+    twice: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a new folder, and when the reduction of an earlier attempt is there but not finished."""
+    other, out = scene(tmp_path / "s.zarr", 2 * spectra()), RunFolder(tmp_path / "out")
+    seen: list[str] = []
+
+    def stage(name: str) -> dict[str, float]:
+        if twice and not seen:
+            seen.append("stopped")
+            raise KeyboardInterrupt
+        spectral = read_json(out.spectral)
+        assert spectral["loadings"] == read_json(model / "spectral.json")["loadings"]
+        assert spectral["from_scene"]["scale"] == 1
+        assert out.unet.exists()
+        assert read_json(out.calibration) == {"temperature": 0.5}
+        seen.append(name)
+        return {"wall_s": 1.0, "pixels": 1}
+
+    runners = {name: partial(stage, name) for name in STAGES}
+    monkeypatch.setattr(run, "_runners", lambda *_: runners)
+    monkeypatch.setattr("pipeline.cluster.ray_session", nullcontext)
+    monkeypatch.setattr("pipeline.trained.check_trained", lambda *_: None)
+    arguments = [other.url, "--out", str(out.path), "--model", str(model)]
+    if twice:
+        assert run.cli(arguments) == 1
+    assert run.cli(arguments) == 0
+    assert seen[-3:] == ["reduce", "map", "report"]
+    assert read_json(out.run)["assumed"]["notes"] is not None
+
+
+@pytest.mark.parametrize(
+    "part", ["spectral.json", "run.json", "classifier/member_1.safetensors", "classifier/calibration.json"]
+)
 def test_unfinished_models_are_refused(part: str, model: Path) -> None:
     (model / part).unlink()
     with pytest.raises(UserError, match=f"{part} is missing"):
