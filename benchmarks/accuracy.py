@@ -186,6 +186,7 @@ class Labelled:
             learner = Learner(base.path)
             stride = learner.config.patches.stride
             order = np.lexsort((x, y, x // stride, y // stride))  # as the pipeline does
+            order = order[learner.reduced.has_data(y[order], x[order])]
             y, x, label = y[order], x[order], label[order]
             kinds = learner.features(learner.config.patches, y, x)
             centre, pooled, spectra = (kind.numpy() for kind in kinds)
