@@ -33,6 +33,8 @@ from pipeline.config import Config, fingerprints, load_config
 from pipeline.errors import UserError, run_command
 from pipeline.scene import Scene, open_scene
 
+_SHARED = ("patches", "features")
+"""Sections that all splits of one command share."""
 PROTOCOLS = {
     "random": ["split.protocol=random"],
     **{f"few{n}": ["split.protocol=random", f"split.train_per_class={n}"] for n in (5, 10, 30)},
@@ -61,7 +63,7 @@ def main(
     protocol_list: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """Compare the pipeline with support vector machines on the same training and test pixels."""
+    """Compare the pipeline with its peers on the same training and test pixels."""
     seeds, protocols = _seeds(seed_list), _protocols(protocol_list)
     for protocol in protocols:
         load_config(config_file, overrides_of(overrides, protocol))
@@ -131,6 +133,8 @@ def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
                 f"--set {override}: expected a protocol ({', '.join(PROTOCOLS)}) before the colon"
             )
         key = (rest if colon else prefix).strip()
+        if colon and key.split(".")[0] in (*_SHARED, "reduce", "unet", "diffusion", "pretrain"):
+            raise UserError(f"--set {override}: {key} is shared by all protocols; leave {prefix}: out")
         if key in ("split.protocol", "split.seed"):
             raise UserError(f"--set {override}: {key} is decided by --protocols and --seeds")
         if not colon or prefix == protocol:
@@ -179,11 +183,14 @@ class Labelled:
 
     @staticmethod
     def read(base: RunFolder, scene: Scene) -> "Labelled":
-        """From the base's U-Net, kept in ``labelled.npz`` beside it."""
-        path, begun = base.path / "labelled.npz", time.monotonic()
+        """From the base's U-Net, kept beside it for this network, these labels and settings."""
+        learner, begun = Learner(base.path), time.monotonic()
+        settings = [learner.config.model_dump(mode="json")[name] for name in _SHARED]
+        digest = hashlib.sha256(json.dumps([settings, scene.label_fingerprint()]).encode())
+        digest.update(base.unet.read_bytes())
+        path = base.path / f"labelled_{digest.hexdigest()[:16]}.npz"
         y, x, label = scene.labelled_pixels()
         if not path.exists():
-            learner = Learner(base.path)
             stride = learner.config.patches.stride
             order = np.lexsort((x, y, x // stride, y // stride))  # as the pipeline does
             order = order[learner.reduced.has_data(y[order], x[order])]

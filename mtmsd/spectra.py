@@ -24,13 +24,7 @@ def box_means(windows_NCWW: Tensor, radii: Sequence[int], patches: PatchConfig) 
     >>> box_means(window, [0, 1], PatchConfig(size=4, stride=2))[0, 0, 0].tolist()
     [5.0, 5.0]
     """
+    means = [F.avg_pool2d(windows_NCWW, 2 * r + 1, 1, r, count_include_pad=False) for r in radii]
+    stacked = torch.cat([windows_NCWW[:, :0], *means], dim=1)
     inner = slice(patches.before, patches.before + patches.stride)
-    parts = [
-        F.avg_pool2d(windows_NCWW, 2 * r + 1, 1, r, count_include_pad=False)[:, :, inner, inner]
-        if r
-        else windows_NCWW[:, :, inner, inner]
-        for r in radii
-    ]
-    n, _, side, _ = windows_NCWW[:, :, inner, inner].shape
-    stacked = torch.cat(parts, dim=1) if parts else windows_NCWW.new_empty((n, 0, side, side))
-    return stacked.permute(0, 2, 3, 1)
+    return stacked[:, :, inner, inner].permute(0, 2, 3, 1)

@@ -227,7 +227,7 @@ def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
             raise UserError(
                 f"stage {cost.stage}: {at_once} processes of {shown(cost.actor_bytes)} and the command "
                 f"need {shown(needed)} of memory, a node has {shown(machine.node_bytes)}; "
-                f"{_smaller[cost.stage]}, or fewer {setting}"
+                f"{_SMALLER[cost.stage]}, or fewer {setting}"
             )
     disk = sum(cost.left(cost.bytes_written) for cost in planned)
     if disk > machine.free_bytes:
@@ -237,7 +237,7 @@ def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
         )
 
 
-_smaller = {
+_SMALLER = {
     "reduce": "make the scene again with smaller chunks", "pretrain": "a smaller pretrain.batch",
     "extract": "a smaller features.batch", "classify": "a smaller split.train_fraction",
     "map": "a smaller map.tile", "report": "",

@@ -37,7 +37,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     Members are trained side by side, one torch thread each, so their weights depend on the seed alone.
     """
     shares = share_out(config.cluster)
-    members = [m for m in range(config.classifier.members) if not _is_trained(config, folder, m)]
+    members = [m for m in range(config.classifier.members) if not is_trained(config, folder, m)]
     split = _column(folder, "split")
     groups = -(-len(split) // GROUP)
     total = config.classifier.members + groups
@@ -60,7 +60,8 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
         return record()
 
 
-def _is_trained(config: Config, folder: RunFolder, member: int) -> bool:
+def is_trained(config: Config, folder: RunFolder, member: int) -> bool:
+    """Whether a member, and what its twin says of held-out pixels, are there and whole."""
     needed = [folder.member(member), *([folder.held_out(member)] if config.classifier.calibrate else [])]
     return all(is_whole(path) for path in needed)
 

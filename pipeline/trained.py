@@ -39,8 +39,10 @@ def check_trained(config: Config, folder: RunFolder, stage: str) -> None:
     needed = {folder.unet: "pretrain"} if stage in ("extract", "map") else {}
     if stage == "map":
         needed |= {folder.member(index): "classify" for index in range(config.classifier.members)}
+    if stage == "map" and config.classifier.calibrate:
+        needed |= {folder.calibration: "classify"}
     for path, maker in needed.items():
-        if not is_whole(path):
+        if not (path.exists() if path.suffix == ".json" else is_whole(path)):
             raise UserError(
                 f"{path}: missing or damaged; restore it from a copy, or make it again with --from {maker} "
                 "(a --model: in its own run)"

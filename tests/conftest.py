@@ -10,12 +10,24 @@ import pytest
 
 from pipeline.classes import table_of
 from pipeline.demo import make_demo_scene
+from pipeline.run import cli
 from pipeline.scene import open_scene, write_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "configs" / "tiny.yaml"
 DEAD_BAND = 5
 FILL = 65535
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str) -> None:
+    """Exit code 2, one line that starts with error and holds the words, no traceback."""
+    assert cli(arguments) == 2
+    output = capsys.readouterr()
+    last = output.err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    for word in words:
+        assert word in last, last
+    assert "Traceback" not in output.err
 
 
 @pytest.fixture(scope="session")

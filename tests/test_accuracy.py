@@ -219,7 +219,8 @@ def test_overrides_by_protocol() -> None:
     few = ["split.protocol=random", "split.train_per_class=10", "seed=4"]
     assert accuracy.overrides_of(given_, "few10") == few
     assert accuracy.overrides_of([], "guard24") == ["split.protocol=blocks", "split.guard_px=24"]
-    for wrong in ("other:seed=1", "split.seed=1", "blocks:split.protocol=random"):
+    shared = "blocks:features.timesteps=[50]"
+    for wrong in (shared, "other:seed=1", "split.seed=1", "blocks:split.protocol=random"):
         with pytest.raises(UserError, match="--set"):
             accuracy.overrides_of([wrong], None)
 

@@ -12,6 +12,7 @@ from benchmarks import accuracy, peers, ssftt
 from benchmarks.accuracy_table import OURS
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import load_config
+from pipeline.scene import open_scene, write_scene
 
 METHODS = [OURS, peers.SPECTRA, peers.PROFILES, peers.FEATURES, peers.FOREST, peers.TRANSFORMER]
 SETTINGS = [
@@ -66,3 +67,27 @@ def test_measure_scores_all_on_the_same_pixels_and_keeps_them(tmp_path: Path, sh
         again = accuracy.measure(load_config(None, [*SETTINGS, *other]), base, labelled(), images, cache)
         assert again["methods"][peers.SPECTRA]["oa"] != 0.123
         write_json(cache, stored)
+
+
+def test_features_are_read_again_for_another_network_or_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = RunFolder(tmp_path / "base")
+    base.unet.parent.mkdir(parents=True)
+    labels = np.repeat(np.array([1, 2], np.uint8), 8).reshape(4, 4)
+    cube = np.random.default_rng(0).random((3, 4, 4), np.float32)
+    write_scene(tmp_path / "s.zarr", cube, labels=labels)
+    scene, calls = open_scene(str(tmp_path / "s.zarr")), []
+
+    def features(learner: Any, patches: Any, y: Any, x: Any) -> tuple[torch.Tensor, ...]:
+        calls.append(len(y))
+        return torch.zeros(len(y), 1, 2), torch.zeros(len(y), 1, 2), torch.zeros(len(y), 3)
+
+    monkeypatch.setattr(accuracy.Learner, "features", features)
+    monkeypatch.setattr("pipeline.readers.Reduced.has_data", lambda _, y, x: np.ones(len(y), bool))
+    for weights, timesteps, read in (("a", 50, 1), ("a", 50, 1), ("b", 50, 2), ("b", 60, 3), ("a", 50, 3)):
+        base.unet.write_text(weights)
+        config = load_config(None, [f"features.timesteps=[{timesteps}]"])
+        write_json(base.run, {"config": config.model_dump(mode="json")})
+        assert len(accuracy.Labelled.read(base, scene).y) == 16
+        assert calls == [16] * read

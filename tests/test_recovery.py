@@ -17,17 +17,16 @@ import zarr
 from ray.exceptions import RayTaskError
 from safetensors.torch import save_file
 
-from pipeline import units
-from pipeline.artifacts import RunFolder, read_json
+from pipeline import classify, units
+from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.errors import UserError, run_command
 from pipeline.readers import Reduced
-from pipeline.run import cli
 from pipeline.scene import open_scene
 from pipeline.trained import check_trained, is_whole
 from pipeline.units import UnitSource
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, refused
 
 STRAYS = {
     "reduce": ["reduced.zarr.partial/zarr.json", "reduced.zarr/reduced/c/0/0/0.ab12.partial"],
@@ -110,6 +109,7 @@ def test_truncated_weights_are_noticed(tmp_path: Path) -> None:
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         save_file({"w": torch.zeros(100)}, path)
+    write_json(folder.calibration, {"temperature": 1.0})
     check_trained(config, folder, "map")
     for path, maker in ((folder.unet, "pretrain"), (folder.member(1), "classify")):
         content = path.read_bytes()
@@ -118,20 +118,26 @@ def test_truncated_weights_are_noticed(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{path}: missing or damaged.*--from {maker}"):
             check_trained(config, folder, "map")
         path.write_bytes(content)
+    folder.calibration.unlink()
+    with pytest.raises(UserError, match=r"calibration.json: missing or damaged.*--from classify"):
+        check_trained(config, folder, "map")
     folder.unet.unlink()
     with pytest.raises(UserError, match=r"unet.safetensors: missing"):
         check_trained(config, folder, "extract")
     check_trained(config, folder, "pretrain")
 
 
-def _fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str) -> None:
-    assert cli(arguments) == 2
-    output = capsys.readouterr()
-    last = output.err.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    for word in words:
-        assert word in last, last
-    assert "Traceback" not in output.err
+def test_a_member_counts_only_with_what_its_twin_said(tmp_path: Path) -> None:
+    folder, config = RunFolder(tmp_path), Config()
+    folder.classifier.mkdir()
+    save_file({"w": torch.zeros(100)}, folder.member(0))
+    assert not classify.is_trained(config, folder, 0)
+    save_file({"w": torch.zeros(100)}, folder.held_out(0))
+    assert classify.is_trained(config, folder, 0)
+    folder.held_out(0).write_bytes(folder.held_out(0).read_bytes()[:-10])
+    assert not classify.is_trained(config, folder, 0)
+    plain = Config.model_validate({"classifier": {"calibrate": False}})
+    assert classify.is_trained(plain, folder, 0)
 
 
 @pytest.mark.parametrize("text", ["", '{"reduce": {"stat', "\x00\x00"])
@@ -143,7 +149,7 @@ def test_unreadable_records(
     about = {"scene": {"fingerprint": open_scene(str(tiny_scene)).fingerprint()}}
     (out / "run.json").write_text(str(about).replace("'", '"'))
     (out / "stages.json").write_text(text)
-    _fails(capsys, [str(tiny_scene), "--config", str(TINY), "--out", str(out)], "stages.json: damaged")
+    refused(capsys, [str(tiny_scene), "--config", str(TINY), "--out", str(out)], "stages.json: damaged")
     assert (out / "stages.json").read_text() == text
 
 
@@ -155,7 +161,7 @@ def test_a_damaged_chunk_of_the_scene_is_named(
     chunk = scene / "reflectance" / "c" / "0" / "0" / "1"
     chunk.write_bytes(content if content is not None else chunk.read_bytes()[:-20])
     arguments = [str(scene), "--config", str(TINY), "--out", str(tmp_path / "out")]
-    _fails(capsys, arguments, "scene.zarr/reflectance", "chunk at c/0/0/1 cannot be decoded")
+    refused(capsys, arguments, "scene.zarr/reflectance", "chunk at c/0/0/1 cannot be decoded")
     assert not (tmp_path / "out").exists()
 
 

@@ -49,6 +49,42 @@ def scene(tmp_path: Path) -> Scene:
     )
 
 
+METRICS: dict[str, Any] = {
+    "split": {"protocol": "random", "seed": 7, "train_fraction": 0.05, "guard_px": 0},
+    "n_train": 12,
+    "n_test": 1234,
+    "oa": 0.91234,
+    "aa": 0.5,
+    "kappa": 0.8765,
+    "per_class": [
+        {"code": 3, "name": TABLE.names[0], "n_train": 6, "n_test": 1234, "accuracy": 0.9},
+        {"code": 8, "name": "water", "n_train": 6, "n_test": 0, "accuracy": None},
+    ],
+    "confusion": [[1110, 124], [0, 0]],
+    "overlap": 0.987,
+}
+AREAS = {
+    "unit": "ha",
+    "surface": "plane",
+    "total": 0.368,
+    "classes": [
+        {
+            "code": 3,
+            "name": TABLE.names[0],
+            "pixels": 460,
+            "mapped": 0.184,
+            "share": 0.5,
+            "adjusted": 0.2051,
+            "adjusted_ci95": 0.0123,
+        },
+        {"code": 8, "name": "water", "pixels": 460, "mapped": 0.184, "share": 0.5},
+    ],
+    "overall_accuracy": 0.8,
+    "overall_accuracy_ci95": 0.1,
+    "left_out": ["water"],
+}
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path, scene: Scene) -> Path:
     """A run folder with everything that the report reads."""
@@ -84,40 +120,8 @@ def run_dir(tmp_path: Path, scene: Scene) -> Path:
             "command": ["python", "pipeline/run.py", "s3://city & co/scene"],
         },
         "stages.json": {"reduce": stage, "report": {"status": "running"}},
-        "metrics.json": {
-            "split": {"protocol": "random", "seed": 7, "train_fraction": 0.05, "guard_px": 0},
-            "n_train": 12,
-            "n_test": 1234,
-            "oa": 0.91234,
-            "aa": 0.5,
-            "kappa": 0.8765,
-            "per_class": [
-                {"code": 3, "name": TABLE.names[0], "n_train": 6, "n_test": 1234, "accuracy": 0.9},
-                {"code": 8, "name": "water", "n_train": 6, "n_test": 0, "accuracy": None},
-            ],
-            "confusion": [[1110, 124], [0, 0]],
-            "overlap": 0.987,
-        },
-        "areas.json": {
-            "unit": "ha",
-            "surface": "plane",
-            "total": 0.368,
-            "classes": [
-                {
-                    "code": 3,
-                    "name": TABLE.names[0],
-                    "pixels": 460,
-                    "mapped": 0.184,
-                    "share": 0.5,
-                    "adjusted": 0.2051,
-                    "adjusted_ci95": 0.0123,
-                },
-                {"code": 8, "name": "water", "pixels": 460, "mapped": 0.184, "share": 0.5},
-            ],
-            "overall_accuracy": 0.8,
-            "overall_accuracy_ci95": 0.1,
-            "left_out": ["water"],
-        },
+        "metrics.json": METRICS,
+        "areas.json": AREAS,
         "pretrain/history.json": [{"step": 1, "images": 64, "loss": 1.5}],
         "classifier/history.json": [
             {"member": m, "epoch": e, "loss": 2.0 / e, "train_accuracy": 0.5} for m in (0, 1) for e in (1, 2)
@@ -272,3 +276,12 @@ def test_an_unfinished_page_does_not_replace_the_old_one(
     with pytest.raises(OSError, match="disk full"):
         write_report(run_dir, scene)
     assert path.read_text() == before
+
+
+def test_the_calibration_is_shown(run_dir: Path, scene: Scene) -> None:
+    known = METRICS | {"ece": 0.0214, "reliability": [[0.4, 0.5, 10], [0.9, 0.88, 1224]]}
+    (run_dir / "metrics.json").write_text(json.dumps(known))
+    write_report(run_dir, scene)
+    page = (run_dir / "report.html").read_text()
+    assert "<b>0.021</b><span>calibration error" in page
+    assert 'alt="Reliability' in page

@@ -15,17 +15,7 @@ from pipeline.errors import UserError
 from pipeline.plan import make_plan
 from pipeline.run import cli
 from pipeline.scene import open_scene, write_scene
-from tests.conftest import ROOT, TINY
-
-
-def _fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str) -> None:
-    assert cli(arguments) == 2
-    output = capsys.readouterr()
-    last = output.err.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    for word in words:
-        assert word in last, last
-    assert "Traceback" not in output.err
+from tests.conftest import ROOT, TINY, refused
 
 
 @pytest.mark.parametrize(
@@ -52,7 +42,7 @@ def _fails(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: str
     ],
 )  # fmt: skip
 def test_wrong_commands(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    _fails(capsys, arguments, *words)
+    refused(capsys, arguments, *words)
 
 
 def _scene(path: Path, labels: np.ndarray | None = None, bands: int = 6) -> str:
@@ -76,7 +66,7 @@ def _dots() -> np.ndarray:
 def test_more_components_than_bands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = _scene(tmp_path / "s.zarr", _blobs(), bands=3)
     out = tmp_path / "out"
-    _fails(capsys, [scene, "--config", str(TINY), "--out", str(out)], "reduce.components", "3 bands", "4")
+    refused(capsys, [scene, "--config", str(TINY), "--out", str(out)], "reduce.components", "3 bands", "4")
     assert not out.exists()
 
 
@@ -93,20 +83,20 @@ def test_labels_that_cannot_train(
     labels: np.ndarray | None, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = _scene(tmp_path / "s.zarr", labels)
-    _fails(capsys, [scene, "--config", str(TINY), "--out", str(tmp_path / "out")], *words)
+    refused(capsys, [scene, "--config", str(TINY), "--out", str(tmp_path / "out")], *words)
     assert not (tmp_path / "out").exists(), "found out before any work"
 
 
 def test_scene_without_reflectance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     zarr.open_group(tmp_path / "s.zarr", mode="w").create_array("radiance", shape=(3, 4, 5), dtype="f4")
-    _fails(capsys, [str(tmp_path / "s.zarr")], "reflectance", "radiance")
+    refused(capsys, [str(tmp_path / "s.zarr")], "reflectance", "radiance")
 
 
 def test_folder_with_other_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = _scene(tmp_path / "s.zarr", _blobs())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    _fails(capsys, [scene, "--config", str(TINY), "--out", str(tmp_path / "out")], "expected a new folder")
+    refused(capsys, [scene, "--config", str(TINY), "--out", str(tmp_path / "out")], "expected a new folder")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
@@ -136,7 +126,7 @@ def test_folder_of_another_scene_is_refused(
     other = tmp_path / "other.zarr"
     write_scene(other, np.random.default_rng(1).random((6, 40, 48), np.float32), labels=_blobs())
     before = begun[1].run.read_text()
-    _fails(
+    refused(
         capsys, [str(other), "--config", str(TINY), "--out", str(begun[1].path)], "another scene", "s.zarr"
     )
     assert begun[1].run.read_text() == before
@@ -148,7 +138,7 @@ def test_folder_of_another_configuration_is_refused(
     scene, folder, _ = begun
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     arguments = [scene, "--config", str(TINY), "--out", str(folder.path), "--set", "pretrain.steps=7"]
-    _fails(capsys, arguments, "stage pretrain", "pretrain.steps = 6", "asks for 7", "--from pretrain")
+    refused(capsys, arguments, "stage pretrain", "pretrain.steps = 6", "asks for 7", "--from pretrain")
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
 
 
@@ -181,7 +171,7 @@ def test_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_model_must_be_one_and_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = _scene(tmp_path / "s.zarr")
     (tmp_path / "empty").mkdir()
-    _fails(capsys, [scene, "--model", str(tmp_path / "empty")], "--model", "spectral.json is missing")
+    refused(capsys, [scene, "--model", str(tmp_path / "empty")], "--model", "spectral.json is missing")
 
 
 def test_run_as_a_script(tmp_path: Path) -> None:
