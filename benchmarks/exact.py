@@ -1,22 +1,23 @@
 """How much faster are the features than the plain way, at the paper's size, and how close are they?
 
 ``python -m benchmarks.exact [--channels 128] [--unet FILE]``. Without trained weights the U-Net has random
-ones, all layers alive; patches are smoothed noise. Ratios of one run.
+ones, all layers alive; patches are smoothed noise. All ways in turns, the median of the rounds' ratios.
 """
 
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.record import publish, seconds
+from benchmarks.record import in_turns, publish
 from benchmarks.reference import plain_features
 from mtmsd.diffusion import DiffusionConfig, Schedule
-from mtmsd.features import Extractor, FeatureConfig
+from mtmsd.features import Extractor, FeatureConfig, Features
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
 from pipeline.trained import load_unet
@@ -35,29 +36,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--unet", type=Path, help="pretrain/unet.safetensors of a run")
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     unet = load_unet(options.unet) if options.unet else random_unet(options.channels)
     schedule, channels = Schedule(DiffusionConfig()), unet.config.channels
     patches = smooth_patches(8, unet.components, 96)
     few = patches[:2, :, :48, :48].contiguous()
     truth = plain_features(unet, schedule, PAPER, few)
-    plain = seconds(lambda: plain_features(unet, schedule, PAPER, few)) / len(few)
-    rows: list[list[object]] = [["plain", "float32", plain, 1.0, "", ""]]
+    names, pixels = [("plain", "float32")], [len(few)]
+    errors: list[tuple[object, ...]] = [("", "")]
+    works: list[Callable[[], object]] = [lambda: plain_features(unet, schedule, PAPER, few)]
     for name, geometry in WAYS:
         for precision in ("float32", "bfloat16"):
-            config = replace(PAPER, precision=precision)
-            extract = Extractor(unet, schedule, config, geometry)
+            extract = Extractor(unet, schedule, replace(PAPER, precision=precision), geometry)
             windows = patches[: extract.batch, :, : geometry.side, : geometry.side].contiguous()
-            spent = seconds(_run(extract, windows)) / (len(windows) * geometry.stride**2)
-            errors: tuple[object, ...] = ("", "")
-            if geometry.stride == 1:
-                found = extract(few)
-                errors = _distance(found.centre_NPTK[:, 0], truth[0]), _distance(found.pooled_NTK, truth[1])
-            rows.append([name, precision, spent, plain / spent, *errors])
+            names.append((name, precision))
+            works.append(_run(extract, windows))
+            pixels.append(len(windows) * geometry.stride**2)
+            found = extract(few) if geometry.stride == 1 else None
+            errors.append(_distances(found, truth) if found else ("", ""))
+    spent = in_turns(works, options.rounds)
+    each = [[s / count for s in row] for row, count in zip(spent, pixels, strict=True)]
+    ratios = [[p / s for p, s in zip(each[0], row, strict=True)] for row in each]
+    rows = [
+        [*name, median(row), median(ratio), f"{min(ratio):.4g} to {max(ratio):.4g}", *error]
+        for name, row, ratio, error in zip(names, each, ratios, errors, strict=True)
+    ]
     publish(
         "exact", f"Features, U-Net of {channels} channels, 19 timesteps, 5 stages, "
         f"{torch.get_num_threads()} threads",
-        ["way", "arithmetic", "s / pixel", "times plain", "centre, distance", "pooled, distance"], rows,
+        ["way", "arithmetic", "s / pixel", "times plain", "in the rounds", "centre, distance",
+         "pooled, distance"], rows,
     )  # fmt: skip
 
 
@@ -80,6 +89,10 @@ def smooth_patches(n: int, components: int, side: int) -> Tensor:
 
 def _run(extract: Extractor, windows: Tensor) -> Callable[[], object]:
     return lambda: extract(windows)
+
+
+def _distances(found: Features, truth: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    return _distance(found.centre_NPTK[:, 0], truth[0]), _distance(found.pooled_NTK, truth[1])
 
 
 def _distance(found: Tensor, truth: Tensor) -> float:

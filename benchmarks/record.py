@@ -59,6 +59,22 @@ def seconds(work: Callable[[], object], least: float = 1.0) -> float:
     return (time.perf_counter() - begun) / calls
 
 
+def in_turns(ways: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Wall times of each way, (way, round): all ways in each round, because the machine's speed drifts.
+
+    Ratios are those of one round; their median is reported.
+    """
+    for work in ways:
+        work()
+    spent: list[list[float]] = [[] for _ in ways]
+    for _ in range(rounds):
+        for work, mine in zip(ways, spent, strict=True):
+            begun = time.perf_counter()
+            work()
+            mine.append(time.perf_counter() - begun)
+    return spent
+
+
 def publish(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a Markdown table and write ``OUT/name.json``."""
     print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")

@@ -8,6 +8,7 @@ Shapes: M member, N pixel, T timestep, K kept channel, E spectral feature, C cla
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
@@ -121,12 +122,20 @@ class Prediction(NamedTuple):
     """Entropy of the mean probabilities, nats, in [0, log C]."""
 
 
+_LARGEST_VOTE = 100.0
+"""Votes beyond are as good as this one: 2^100 times the timesteps is still a float32."""
+
+
 class Ensemble:
     """Members that answer together, each folded into few matrix products.
 
     Linear maps that follow each other are one: with h = ReLU(W1 u + b1), the vote of timestep t is
     v_t = A_t h + (Gp_t g_t + c_t). The bracket depends on the pooled features alone, so it is computed
     once for all pixels of a window. The members' first and last layers run as one batched product.
+
+    The softmax over timesteps needs no maximum: A_t and the bracket are made to have zero mean over t,
+    so that the largest vote is at least 0 and the sum of the exponentials at least T; and powers of two,
+    with the factor log2(e) in the weights, cost a third of exponentials.
 
     Members must have been trained on the same pixels: they share the mean and scale of the features.
     Their logits are divided by ``temperature`` (calibration.py).
@@ -140,7 +149,13 @@ class Ensemble:
         with torch.no_grad():
             self._vote, self.mean_2TK, self.scale_2TK = vote, members[0].mean_2TK, members[0].scale_2TK
             first = [cast(nn.Linear, m.dy_att.fc[0]) for m in members]
-            self._hidden = torch.cat([f.weight for f in first]), torch.cat([f.bias for f in first])
+            self._hidden = tuple(
+                torch.cat([F.pad(p, ends, value=v) for p in parameters])
+                for parameters, ends, v in (
+                    ([f.weight for f in first], (0, 0, 0, 1), 0.0),
+                    ([f.bias for f in first], (0, 1), 1.0),
+                )
+            )
             folded = [_fold_fusion(m.dy_att) for m in members]
             self._lift_MTHK, self._guide_MTKK, self._constant_MTK = (
                 torch.stack(parts) for parts in zip(*folded, strict=True)
@@ -151,12 +166,14 @@ class Ensemble:
                 (torch.stack([w for w, _ in layer]), torch.stack([b for _, b in layer])[:, None])
                 for layer in zip(*layers, strict=True)
             ]
+            self._memory = self.mean_2TK.new_empty(0)
             self._layers[-1] = self._layers[-1][0] / temperature, self._layers[-1][1] / temperature
 
     def window_votes(self, pooled_NTK: Tensor) -> Tensor:
         """What windows (or pixels) with these pooled features add to the votes: (M, T, N, K)."""
         pooled = ((pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1]).transpose(0, 1)
-        return torch.matmul(pooled, self._guide_MTKK) + self._constant_MTK[:, :, None]
+        votes = torch.matmul(pooled, self._guide_MTKK) + self._constant_MTK[:, :, None]
+        return votes - votes.mean(dim=1, keepdim=True)
 
     def probabilities(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
         """Class probabilities of pixels by each member: (M, P, C).
@@ -167,18 +184,29 @@ class Ensemble:
             spectra_PE: Spectra, as they are.
         """
         weight, bias = self._hidden
+        shared = votes_MTPK.shape[2] == 1
+        self._lift_MTHK[:, :, -1] = votes_MTPK[:, :, 0] if shared else 0.0
         hidden = F.linear(centre_TPK.sum(dim=0), weight, bias).relu_().chunk(len(votes_MTPK), dim=1)
         fused = []
         for member, votes_TPK in enumerate(votes_MTPK):
             hidden_TPH = hidden[member].expand(len(centre_TPK), -1, -1)
-            share = torch.baddbmm(votes_TPK, hidden_TPH, self._lift_MTHK[member]).softmax(dim=0)
-            fused.append(share.mul_(centre_TPK).sum(dim=0))
+            power = torch.bmm(hidden_TPH, self._lift_MTHK[member], out=self._power(centre_TPK))
+            if not shared:
+                power += votes_TPK
+            total = power.clamp_(max=_LARGEST_VOTE).exp2_().sum(dim=0)
+            fused.append(power.mul_(centre_TPK).sum(dim=0).div_(total))
         h = torch.stack(fused)
         for i, (weight_MIO, bias_M1O) in enumerate(self._layers):
             h = torch.baddbmm(bias_M1O, h if i == 0 else h.relu_(), weight_MIO)
             if i == 0:
                 h += torch.matmul(spectra_PE, self._spectra_MEO)
         return h.softmax(dim=-1)
+
+    def _power(self, like_TPK: Tensor) -> Tensor:
+        """Memory for one member's votes, the same one each time."""
+        if self._memory.shape != like_TPK.shape:
+            self._memory = torch.empty_like(like_TPK)
+        return self._memory
 
     def classify(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Prediction:
         """Classify pixels; arguments as of ``probabilities``."""
@@ -192,7 +220,11 @@ class Ensemble:
 
 
 def _fold_fusion(fusion: SelectiveFusion) -> tuple[Tensor, Tensor, Tensor]:
-    """Lift (T, H, K), guide (T, K, K) and constant (T, K): v_t = h lift_t + g_t guide_t + constant_t."""
+    """Lift (T, H + 1, K), guide (T, K, K) and constant (T, K): v_t = h lift_t + g_t guide_t + constant_t.
+
+    Votes are in units of log 2. The lift has zero mean over timesteps and one more row, for what the
+    pixels of a window share: the last of the hidden units is always 1.
+    """
     weight, bias = _after_norm(cast(nn.BatchNorm1d, fusion.fc[2]), cast(nn.Linear, fusion.fc[3]))
     lifts, guides, constants = [], [], []
     for pair in zip(fusion.fcs, fusion.g_fcs, strict=True):
@@ -203,7 +235,10 @@ def _fold_fusion(fusion: SelectiveFusion) -> tuple[Tensor, Tensor, Tensor]:
         lifts.append((through @ weight).T)
         guides.append(from_pooled.T)
         constants.append(through @ bias + from_hidden @ lift.bias + guide.bias)
-    return torch.stack(lifts), torch.stack(guides), torch.stack(constants)
+    lift_THK, guide_TKK, constant_TK = (
+        torch.stack(parts) * math.log2(math.e) for parts in (lifts, guides, constants)
+    )
+    return F.pad(lift_THK - lift_THK.mean(dim=0), (0, 0, 0, 1)), guide_TKK, constant_TK
 
 
 def _fold_layers(head: Head) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:

@@ -78,7 +78,7 @@ class Readout(NamedTuple):
     scale_TK: Tensor
 
 
-_CACHED_PIXELS = 9216
+_CACHED_PIXELS = 18432
 """Pixels of the windows in one pass: their maps should stay in the processor's cache."""
 
 

@@ -2,44 +2,50 @@
 
 What depends on the timestep alone is computed once: the FiLM layers are folded into the weights of the
 norms that they follow. Maps are kept channels last. Nothing behind the last tapped stage is computed,
-and of that stage's up-convolution only what is read: samples near the pixels, and the spatial mean,
-which is a linear function of sums over the map before it. A nearest-neighbour doubling followed by a
-3 x 3 convolution is four 2 x 2 convolutions of the small map, one for each parity of row and column:
-4 products in place of 9.
+and of that stage's last convolutions only what is read: samples near the pixels, and the spatial mean,
+which is a linear function of sums over the map before them.
 
 Shapes: N window, H W rows and columns, C I O channels; maps are (N, H, W, C).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtmsd.convolutions import Convolution, UpConvolution, edge_sums
 from mtmsd.unet import Attention, Downsample, ResBlock, UNet, Upsample, timestep_embedding
-from mtmsd.winograd import Winograd
-
-Map = Callable[[Tensor], Tensor]
 
 
 class Stage:
-    """A decoder stage of N windows; its last up-convolution, where there is one, is not done yet."""
+    """A decoder stage of N windows, of which only what is asked for is computed."""
 
-    def __init__(self, before_NHWC: Tensor, up: "UpConvolution | None") -> None:
-        self._before, self._up = before_NHWC, up
-        self.side = before_NHWC.shape[1] * (2 if up else 1)
+    def __init__(self, block: "Tensor | Opened", up: "UpConvolution | None" = None) -> None:
+        self._block, self._up = block, up
+        self.side = block.shape[1] * (2 if up else 1)
 
     def region(self, first: int, last: int) -> Tensor:
         """Rows and columns first..last (excluded): (N, last - first, last - first, C)."""
         if self._up is None:
-            return self._before[:, first:last, first:last]
-        return self._up.region(self._before, first, last)
+            return self._part(first, last)
+        y0, y1 = self._up.reads(first, last, self._block.shape[1])
+        return self._up.region(self._part(y0, y1), y0, self._block.shape[1], first, last)
 
     def mean(self) -> Tensor:
         """Spatial mean (N, C), float32."""
-        if self._up is None:
-            return self._before.mean(dim=(1, 2), dtype=torch.float32)
-        return self._up.mean(self._before)
+        if self._up is None and isinstance(self._block, Tensor):
+            return self._block.mean(dim=(1, 2), dtype=torch.float32)
+        block = self._block
+        sums = block.sums() if isinstance(block, Opened) else edge_sums(block, (0, -1))
+        if self._up is not None:
+            return self._up.mean(sums, self._block.shape[1])
+        return sums[:, 0, 0] / self._block.shape[1] ** 2
+
+    def _part(self, first: int, last: int) -> Tensor:
+        if isinstance(self._block, Opened):
+            return self._block.part(first, last)
+        return self._block[:, first:last, first:last]
 
 
 class FrozenUNet:
@@ -63,7 +69,7 @@ class FrozenUNet:
             freeze = _Freezer(embedding, dtype, self._stream)
             self._down = [freeze(block) for block in unet.input_blocks]
             self._middle = freeze(unet.middle_block)
-            self._up = [freeze(block) for block in unet.output_blocks[: taps[-1] + 1]]
+            self._up = [freeze(block, late=True) for block in unet.output_blocks[: taps[-1] + 1]]
 
     @torch.inference_mode()
     def stages(self, x_NCHW: Tensor, step: int) -> list[Stage]:
@@ -76,80 +82,42 @@ class FrozenUNet:
         h = _run(self._middle, h, step)
         for number, block in enumerate(self._up):
             h = torch.cat([h, skips.pop()], dim=-1)
-            last = block[-1] if isinstance(block[-1], UpConvolution) else None
-            h = _run(block[:-1] if last else block, h, step)
+            up = block[-1] if isinstance(block[-1], UpConvolution) else None
+            if number == self.taps[-1]:
+                assert isinstance(block[0], FrozenResBlock)
+                tapped.append(Stage(block[0].opened(h, step), up))
+                break
+            h = _run(block, h, step)
             if number in self.taps:
-                tapped.append(Stage(h, last))
-            if last and number < self.taps[-1]:
-                h = last(h)
-                if number in self.taps:
-                    tapped[-1] = Stage(h, None)
+                tapped.append(Stage(h))
         return tapped
 
 
-class UpConvolution:
-    """Nearest-neighbour doubling and a 3 x 3 convolution, as four convolutions of the small map."""
+class Opened:
+    """A residual block's output that is not computed yet: its last convolution and skip are to come."""
 
-    def __init__(self, weight_OI33: Tensor, bias_O: Tensor, dtype: torch.dtype, stream: torch.dtype) -> None:
-        w, self._dtype, self._stream = weight_OI33.double(), dtype, stream
-        even = torch.stack([w[:, :, 0], w[:, :, 1] + w[:, :, 2]], dim=2)
-        odd = torch.stack([w[:, :, 0] + w[:, :, 1], w[:, :, 2]], dim=2)
-        phases = [
-            torch.stack(pair, dim=3)
-            for rows in (even, odd)
-            for pair in (
-                (rows[..., 0], rows[..., 1] + rows[..., 2]),
-                (rows[..., 0] + rows[..., 1], rows[..., 2]),
-            )
-        ]
-        self._outputs = len(bias_O)
-        self._weight = torch.cat(phases).to(dtype).contiguous(memory_format=torch.channels_last)
-        self._bias = bias_O.repeat(4).to(dtype)
-        self._taps_KIO = weight_OI33.float().permute(2, 3, 1, 0).flatten(0, 1)
-        self._bias_O = bias_O.float()
+    def __init__(self, inner_NHWI: Tensor, x_NHWC: Tensor, block: "FrozenResBlock") -> None:
+        self._inner, self._x, self._block = inner_NHWI, x_NHWC, block
+        self.shape = inner_NHWI.shape
 
-    def __call__(self, x_NHWC: Tensor) -> Tensor:
-        """(N, H, W, I) -> (N, 2H, 2W, O)."""
-        return self.region(x_NHWC, 0, 2 * x_NHWC.shape[1])
+    def whole(self) -> Tensor:
+        """The map (N, H, W, O)."""
+        return self._block.last(self._inner).add_(self._block.skip(self._x))
 
-    def region(self, x_NHWC: Tensor, first: int, last: int) -> Tensor:
-        """Rows and columns first..last of the doubled map alone."""
-        side = x_NHWC.shape[1]
-        low, high = first // 2, (last + 1) // 2
-        y0, y1 = max(low - 1, 0), min(high + 1, side)
-        before, after = y0 - (low - 1), high + 1 - y1
-        near = x_NHWC[:, y0:y1, y0:y1].permute(0, 3, 1, 2).to(self._dtype)
-        if before or after:
-            near = F.pad(near, (before, after, before, after))
-        phases = F.conv2d(near, self._weight, self._bias).permute(0, 2, 3, 1)
-        phases = phases.reshape(*phases.shape[:3], 2, 2, self._outputs)
-        n, rows = len(x_NHWC), high - low
-        result = torch.empty((n, 2 * rows, 2 * rows, self._outputs), dtype=self._stream, device=x_NHWC.device)
-        for a in (0, 1):
-            for b in (0, 1):
-                result[:, a::2, b::2] = phases[:, a : a + rows, b : b + rows, a, b]
-        return result[:, first - 2 * low : last - 2 * low, first - 2 * low : last - 2 * low]
+    def part(self, first: int, last: int) -> Tensor:
+        """Rows and columns first..last (excluded); the map's middle half or less costs less than all."""
+        inside = slice(first, last)
+        if 2 * (last - first) > self.shape[1]:
+            return self.whole()[:, inside, inside]
+        skip = self._block.skip(self._x[:, inside, inside])
+        return self._block.last.part(self._inner, first, last) + skip
 
-    def mean(self, x_NHWC: Tensor) -> Tensor:
-        """Spatial mean (N, O) of the result, from sums over the small map and its border."""
-        x = x_NHWC.float()
-        side, rows, columns = x.shape[1], x.sum(dim=2), x.sum(dim=1)
-        total = 4 * rows.sum(dim=1)
-        # A tap reads the doubled map shifted by one: all but its last (tap 0) or first (tap 2) line.
-        lost = {0: -1, 2: 0}
-        seen = []
-        for k in range(3):
-            for m in range(3):
-                part = total.clone()
-                if k in lost:
-                    part -= 2 * rows[:, lost[k]]
-                if m in lost:
-                    part -= 2 * columns[:, lost[m]]
-                if k in lost and m in lost:
-                    part += x[:, lost[k], lost[m]]
-                seen.append(part)
-        sums = torch.einsum("kni,kio->no", torch.stack(seen), self._taps_KIO)
-        return sums / (4 * side**2) + self._bias_O
+    def sums(self) -> Tensor:
+        """Sums over all, the first and the last row, and so of columns: (N, 3, 3, O)."""
+        if self.shape[1] == 1:
+            return edge_sums(self.whole(), (0, -1))
+        x_N33C = self._block.skip(edge_sums(self._x, (0, -1)), exact=True)
+        return x_N33C + self._block.last.sums(self._inner)
 
 
 class _Freezer:
@@ -158,93 +126,90 @@ class _Freezer:
     def __init__(self, embedding_TE: Tensor, dtype: torch.dtype, stream: torch.dtype) -> None:
         self._embedding, self._dtype, self._stream = embedding_TE, dtype, stream
 
-    def __call__(self, block: nn.Module) -> list["_Frozen"]:
-        return [self._layer(layer) for layer in block.children()]
+    def __call__(self, block: nn.Module, *, late: bool = False) -> list["_Frozen"]:
+        return [self._layer(layer, late) for layer in block.children()]
 
-    def _layer(self, layer: nn.Module) -> "_Frozen":
+    def _layer(self, layer: nn.Module, late: bool) -> "_Frozen":
         if isinstance(layer, ResBlock):
-            return _FrozenResBlock(layer, self._embedding, self._dtype, self._stream)
+            return FrozenResBlock(layer, self._embedding, self._dtype, self._stream, late=late)
         if isinstance(layer, Attention):
-            return _FrozenAttention(layer, self._stream)
+            return _FrozenAttention(layer, self._dtype, self._stream)
         if isinstance(layer, Upsample):
             return UpConvolution(layer.conv.weight, layer.conv.bias, self._dtype, self._stream)  # type: ignore[arg-type]
         conv = layer.op if isinstance(layer, Downsample) else layer
         assert isinstance(conv, nn.Conv2d)
-        return _Convolution(conv, self._dtype, self._stream)
+        return Convolution(conv, self._dtype, self._stream)
 
 
-class _Convolution:
-    """A 3 x 3 convolution: by minimal filtering on a CPU where that is faster, else by the library."""
+class FrozenResBlock:
+    """A residual block at given timesteps."""
 
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, stream: torch.dtype) -> None:
-        self._dtype, self._stream = dtype, stream
-        self._weight = conv.weight.to(dtype).contiguous(memory_format=torch.channels_last)
-        assert conv.bias is not None
-        self._bias, self._stride = conv.bias.to(dtype), conv.stride[0]
-        least = 128 if dtype == torch.float32 else 192
-        self._fast = {
-            tile: Winograd(conv.weight, conv.bias, tile, dtype)
-            for tile in ((4, 2) if dtype == torch.float32 else (2,))
-            if conv.weight.device.type == "cpu" and self._stride == 1 and conv.in_channels >= least
-        }
-
-    def __call__(self, x_NHWC: Tensor) -> Tensor:
-        for tile, fast in self._fast.items():
-            if x_NHWC.shape[1] % tile == 0 and x_NHWC.shape[2] % tile == 0:
-                return fast(x_NHWC)
-        x = x_NHWC.permute(0, 3, 1, 2).to(self._dtype)
-        h = F.conv2d(x, self._weight, self._bias, stride=self._stride, padding=1)
-        return h.permute(0, 2, 3, 1).to(self._stream)
-
-
-class _FrozenResBlock:
     def __init__(
-        self, block: ResBlock, embedding_TE: Tensor, dtype: torch.dtype, stream: torch.dtype
+        self,
+        block: ResBlock,
+        embedding_TE: Tensor,
+        dtype: torch.dtype,
+        stream: torch.dtype,
+        *,
+        late: bool,
     ) -> None:
         first, second = block.in_layers[0], block.out_layers[0]
         assert isinstance(first, nn.GroupNorm)
         assert isinstance(second, nn.GroupNorm)
-        self._groups, self._dtype = first.num_groups, dtype
+        self._groups = first.num_groups
         scale, shift = block.emb_layers(embedding_TE).chunk(2, dim=1)
         self._norm = first.weight.to(stream), first.bias.to(stream)
         self._film = (
             (second.weight * (1 + scale)).to(stream),
             (second.bias * (1 + scale) + shift).to(stream),
         )
-        self._convolve = _Convolution(block.in_layers[2], dtype, stream)  # type: ignore[arg-type]
-        self._and_again = _Convolution(block.out_layers[3], dtype, stream)  # type: ignore[arg-type]
+        inner, last = block.in_layers[2], block.out_layers[3]
+        assert isinstance(inner, nn.Conv2d)
+        assert isinstance(last, nn.Conv2d)
+        self._convolve = Convolution(inner, dtype, stream, late=late)
         skip = block.skip_connection
-        self._skip = None
+        self._skip = self._exact_skip = bias = None
         if isinstance(skip, nn.Conv2d):
-            assert skip.bias is not None
-            self._skip = skip.weight[:, :, 0, 0].to(dtype), skip.bias.to(dtype)
+            bias, weight = skip.bias, skip.weight.detach().flatten(1)
+            self._skip, self._exact_skip = weight.to(dtype), weight.to(stream)
+        self.last = Convolution(last, dtype, stream, also=bias, late=late)
 
     def __call__(self, x_NHWC: Tensor, step: int) -> Tensor:
+        """The block's output (N, H, W, O) at the ``step``-th timestep."""
+        return self.opened(x_NHWC, step).whole()
+
+    def opened(self, x_NHWC: Tensor, step: int) -> Opened:
+        """The block up to its last convolution."""
         scale, shift = self._film
         h = self._convolve(_norm_silu(x_NHWC, self._groups, *self._norm))
-        h = self._and_again(_norm_silu(h, self._groups, scale[step], shift[step]))
-        through = x_NHWC if self._skip is None else F.linear(x_NHWC.to(self._dtype), *self._skip)
-        return h.add_(through)
+        return Opened(_norm_silu(h, self._groups, scale[step], shift[step]), x_NHWC, self)
+
+    def skip(self, x_NHWC: Tensor, *, exact: bool = False) -> Tensor:
+        """What goes past the convolutions (its bias is in the last one's): any shape (..., C)."""
+        weight = self._exact_skip if exact else self._skip
+        return x_NHWC if weight is None else F.linear(x_NHWC.to(weight.dtype), weight)
 
 
 class _FrozenAttention:
-    def __init__(self, layer: Attention, stream: torch.dtype) -> None:
-        self._heads, self._groups = layer.heads, layer.norm.num_groups
-        parts = (layer.norm.weight, layer.norm.bias, layer.qkv.weight[..., 0], layer.qkv.bias,
-                 layer.proj_out.weight[..., 0], layer.proj_out.bias)  # fmt: skip
-        self._parts = [part.to(stream) for part in parts if part is not None]
+    def __init__(self, layer: Attention, dtype: torch.dtype, stream: torch.dtype) -> None:
+        self._heads, self._groups, self._dtype = layer.heads, layer.norm.num_groups, dtype
+        self._norm = layer.norm.weight.to(stream), layer.norm.bias.to(stream)
+        parts = layer.qkv.weight[..., 0], layer.qkv.bias, layer.proj_out.weight[..., 0], layer.proj_out.bias
+        self._parts = [part.to(dtype) for part in parts if part is not None]
 
     def __call__(self, x_NHWC: Tensor) -> Tensor:
-        gain, bias, qkv_weight, qkv_bias, out_weight, out_bias = self._parts
+        qkv_weight, qkv_bias, out_weight, out_bias = self._parts
         n, height, width, c = x_NHWC.shape
-        h = F.group_norm(x_NHWC.permute(0, 3, 1, 2), self._groups, gain, bias).permute(0, 2, 3, 1)
-        qkv = F.linear(h, qkv_weight, qkv_bias).reshape(n, height * width, self._heads, 3, c // self._heads)
+        h = F.group_norm(x_NHWC.permute(0, 3, 1, 2), self._groups, *self._norm).permute(0, 2, 3, 1)
+        qkv = F.linear(h.to(self._dtype), qkv_weight, qkv_bias).reshape(
+            n, height * width, self._heads, 3, c // self._heads
+        )
         q, k, v = qkv.permute(3, 0, 2, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x_NHWC.shape)
         return x_NHWC + F.linear(mixed, out_weight, out_bias)
 
 
-_Frozen = _FrozenResBlock | _FrozenAttention | _Convolution | UpConvolution
+_Frozen = FrozenResBlock | _FrozenAttention | Convolution | UpConvolution
 
 
 def _norm_silu(x_NHWC: Tensor, groups: int, weight_C: Tensor, bias_C: Tensor) -> Tensor:
@@ -254,5 +219,5 @@ def _norm_silu(x_NHWC: Tensor, groups: int, weight_C: Tensor, bias_C: Tensor) ->
 
 def _run(block: Sequence[_Frozen], h_NHWC: Tensor, step: int) -> Tensor:
     for layer in block:
-        h_NHWC = layer(h_NHWC, step) if isinstance(layer, _FrozenResBlock) else layer(h_NHWC)
+        h_NHWC = layer(h_NHWC, step) if isinstance(layer, FrozenResBlock) else layer(h_NHWC)
     return h_NHWC

@@ -39,8 +39,8 @@ class MapConfig(_Section):
     tile: int | None = Field(default=None, ge=1)
     """Side of a tile, pixels: one row of the dataset, one chunk of the map; a multiple of
     patches.stride. Absent: the multiple nearest to 144."""
-    pixels: int = Field(default=256, ge=1)
-    """Pixels that the ensemble classifies at once."""
+    pixels: int | None = Field(default=None, ge=1)
+    """Pixels that the ensemble classifies at once; absent: as many as keep their features in the cache."""
 
 
 class PolygonConfig(_Section):

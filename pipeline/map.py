@@ -29,6 +29,9 @@ from pipeline.scene_arrays import named_array
 from pipeline.trained import load_ensemble, make_extractor
 from pipeline.units import ChunkSink, Region, TileGrid, UnitSource, read_units, write_units
 
+_CACHED_BYTES = 6 << 20
+"""Features of the pixels that are classified at once: they should stay in the processor's cache."""
+
 ARRAYS = ("class", "confidence", "entropy")
 
 
@@ -81,7 +84,10 @@ class MapActor:
         self._ensemble = load_ensemble(config, folder, gpu)
         stored = read_json(folder.selection)
         self._codes = np.asarray(stored["codes"])
-        self._extract = make_extractor(config, folder, gpu, Selection.from_json(stored), self._ensemble)
+        selection = Selection.from_json(stored)
+        self._extract = make_extractor(config, folder, gpu, selection, self._ensemble)
+        of_pixel = 4 * len(config.features.timesteps) * len(selection.centre)
+        self._pixels = config.map.pixels or max(1, _CACHED_BYTES // of_pixel)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Classify one tile."""
@@ -124,7 +130,7 @@ class MapActor:
     ) -> Iterator[tuple[slice, Prediction]]:
         """Predictions of a window's block, as many rows at once as ``map.pixels`` allows."""
         stride = self._config.patches.stride
-        step = max(1, self._config.map.pixels // stride)
+        step = max(1, self._pixels // stride)
         for first in range(0, stride, step):
             last = min(first + step, stride)
             centre, spectra = features.rows(window, first, last), features.spectra_rows(window, first, last)
