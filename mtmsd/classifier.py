@@ -175,6 +175,7 @@ class Ensemble:
         votes = torch.matmul(pooled, self._guide_MTKK) + self._constant_MTK[:, :, None]
         return votes - votes.mean(dim=1, keepdim=True)
 
+    @torch.inference_mode()
     def probabilities(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
         """Class probabilities of pixels by each member: (M, P, C).
 
@@ -208,6 +209,7 @@ class Ensemble:
             self._memory = torch.empty_like(like_TPK)
         return self._memory
 
+    @torch.inference_mode()
     def classify(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Prediction:
         """Classify pixels; arguments as of ``probabilities``."""
         return combine(self.probabilities(centre_TPK, votes_MTPK, spectra_PE), self._vote)

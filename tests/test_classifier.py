@@ -255,3 +255,16 @@ def test_impossible_classifiers_are_refused() -> None:
     for dropout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"classifier\.dropout must lie in \[0, 1\)"):
             ClassifierConfig(dropout=dropout)
+
+
+def test_votes_far_beyond_a_float_still_choose_a_timestep() -> None:
+    data = toy(60)
+    member = trained(replace(QUICK, epochs=1), data, member=0)[0]
+    with torch.no_grad():
+        for guide in member.dy_att.g_fcs:
+            guide.weight *= 1e4
+    found, alone = (
+        Ensemble([member], "mean")(*data[:3]),
+        combine(member(*data[:3]).softmax(dim=-1)[None], "mean"),
+    )
+    torch.testing.assert_close(found.confidence_N, alone.confidence_N.detach(), rtol=1e-3, atol=1e-3)
