@@ -31,6 +31,7 @@ from mtmsd.split import TEST, TRAIN, UNUSED, make_split, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, fingerprints, load_config
 from pipeline.errors import UserError, run_command
+from pipeline.labels import by_block
 from pipeline.scene import Scene, open_scene
 
 _SHARED = ("patches", "features")
@@ -191,8 +192,7 @@ class Labelled:
         path = base.path / f"labelled_{digest.hexdigest()[:16]}.npz"
         y, x, label = scene.labelled_pixels()
         if not path.exists():
-            stride = learner.config.patches.stride
-            order = np.lexsort((x, y, x // stride, y // stride))  # as the pipeline does
+            order = by_block(y, x, learner.config.patches)
             order = order[learner.reduced.has_data(y[order], x[order])]
             y, x, label = y[order], x[order], label[order]
             kinds = learner.features(learner.config.patches, y, x)

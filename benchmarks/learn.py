@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from mtmsd.calibration import Reliability, fit_temperature, fold_of
-from mtmsd.classifier import Ensemble, Head
+from mtmsd.classifier import Head
 from mtmsd.diffusion import Schedule
+from mtmsd.ensemble import Ensemble
 from mtmsd.features import Extractor, Readout
 from mtmsd.members import Pixels, held_out_logits, train_member
 from mtmsd.metrics import Confusion
@@ -53,12 +54,12 @@ class Learner:
 
     def features(self, patches: PatchConfig, y: NDArray[np.int64], x: NDArray[np.int64]) -> Kinds:
         """Centre and pooled features and spectra of pixels, in their order."""
-        extract, stride, side = self.extractor(patches), patches.stride, patches.side
-        blocks, window = np.unique(np.stack([y // stride, x // stride]), axis=1, return_inverse=True)
+        extract, side = self.extractor(patches), patches.side
+        blocks, window = np.unique(patches.block(np.stack([y, x])), axis=1, return_inverse=True)
         parts: list[tuple[NDArray[np.int64], tuple[torch.Tensor, ...]]] = []
-        offset = torch.from_numpy(y % stride * stride + x % stride)
+        offset = torch.from_numpy(patches.within(y) * patches.stride + patches.within(x))
         for start in range(0, blocks.shape[1], extract.batch):
-            corners = blocks.T[start : start + extract.batch] * stride - patches.before
+            corners = patches.corner(blocks.T[start : start + extract.batch])
             read = [self.reduced.window(r, r + side, c, c + side, patches) for r, c in corners]
             features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
             mine = np.flatnonzero((window >= start) & (window < start + extract.batch))

@@ -9,6 +9,7 @@ import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.record import publish, seconds
 from benchmarks.reference import plain_features
 from benchmarks.stand_in import COMPONENTS, stand_in
 from mtmsd.diffusion import DiffusionConfig, Schedule
+from mtmsd.features import Extractor
 from pipeline import map as map_stage
 from pipeline.artifacts import RunFolder
 from pipeline.cluster import ray_session
@@ -80,19 +82,12 @@ def _bare(config: Config, folder: RunFolder, scene: Scene) -> tuple[float, float
     cluster = config.cluster.model_copy(update={"threads": torch.get_num_threads()})
     actor = map_stage.MapActor(config.model_copy(update={"cluster": cluster}), folder, gpu=False)
     reader = TileReader(Reduced(str(folder.reduced)), grid, config.patches)
-    head = 0.0
-    answers = actor.answers
-
-    def timed(*arguments):  # type: ignore[no-untyped-def]
-        nonlocal head
-        begun = time.perf_counter()
-        result = list(answers(*arguments))
-        head += time.perf_counter() - begun
-        return result
-
-    actor.answers = timed  # type: ignore[method-assign]
+    add, extract, spent = actor._add, actor._extract, {"add": 0.0, "extract": 0.0}
+    actor._add = _timed(add, spent, "add")  # type: ignore[method-assign]
+    actor._extract = _TimedExtractor(extract, spent)  # type: ignore[assignment]
     actor({key: np.asarray(value)[None] for key, value in ({"unit": 0} | reader(0)).items()})
-    head, begun = 0.0, time.perf_counter()
+    spent.update(add=0.0, extract=0.0)
+    begun = time.perf_counter()
     map_stage.create(folder, scene, grid)
     group: Any = zarr.open_group(folder.map, mode="r+", use_consolidated=False)
     for unit in range(len(grid)):
@@ -101,7 +96,25 @@ def _bare(config: Config, folder: RunFolder, scene: Scene) -> tuple[float, float
         for name in map_stage.ARRAYS:
             group[name][y0:y1, x0:x1] = row[name][0][: y1 - y0, : x1 - x0]
     map_stage.finish(folder, scene)
-    return time.perf_counter() - begun, head
+    return time.perf_counter() - begun, spent["add"] - spent["extract"]
+
+
+def _timed(work: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        begun = time.perf_counter()
+        result = work(*arguments)
+        spent[name] += time.perf_counter() - begun
+        return result
+
+    return run
+
+
+class _TimedExtractor:
+    def __init__(self, extract: Extractor, spent: dict[str, float]) -> None:
+        self.batch, self._run = extract.batch, _timed(extract, spent, "extract")
+
+    def __call__(self, windows: torch.Tensor) -> Any:
+        return self._run(windows)
 
 
 if __name__ == "__main__":

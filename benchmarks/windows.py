@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.learn import Learner, Learnt
 from benchmarks.record import publish
-from mtmsd.classifier import Ensemble
+from mtmsd.ensemble import Ensemble
 from mtmsd.features import Features, Readout
 from mtmsd.split import TEST
 from mtmsd.windows import PatchConfig

@@ -2,7 +2,8 @@
 
 The science alone, with torch and numpy: no cluster, no raster formats, no printing. The modules stand
 in the order of the data: bands, spectral -> windows -> diffusion, unet -> features, spectra -> purify ->
-fusion -> classifier, with split, metrics, areas and training beside them. Source: arXiv 2306.08964.
+fusion -> classifier, ensemble -> mosaic, with split, metrics, areas and training beside them.
+Source: arXiv 2306.08964.
 
 The names below are the pieces; each is loaded from its module when it is first used. For whole scenes
 in one call, see ``classify`` in ``pipeline.api``.
@@ -24,12 +25,14 @@ _PIECES = {
     "areas": ("AreaEstimates", "estimate_areas"),
     "bands": ("BandMap", "band_spacing", "in_order", "match_bands"),
     "calibration": ("Reliability", "fit_temperature", "fold_of"),
-    "classifier": ("ClassifierConfig", "Ensemble", "Head", "Prediction", "combine"),
+    "classifier": ("ClassifierConfig", "Head"),
+    "ensemble": ("Ensemble", "Prediction", "combine"),
     "diffusion": ("DiffusionConfig", "Schedule", "shared_noise"),
     "features": ("Extractor", "FeatureConfig", "Features", "feature_width"),
     "fusion": ("FusionConfig", "SelectiveFusion"),
     "members": ("Pixels", "held_out_logits", "train_member"),
     "metrics": ("Confusion",),
+    "mosaic": ("Mosaic", "fade"),
     "purify": ("ClassMeans", "PurifyConfig", "Selection", "channel_scores", "select", "select_channels"),
     "spectra": ("box_means",),
     "spectral": ("Moments", "Projection", "ReduceConfig", "fit_projection"),
@@ -39,7 +42,7 @@ _PIECES = {
         "pretrain_step", "turned",
     ),
     "unet": ("UNet", "UNetConfig"),
-    "windows": ("PatchConfig", "blocks_to_tile", "pad_index", "read_padded", "windows_of_tile"),
+    "windows": ("PatchConfig", "pad_index", "read_padded", "windows_of_tile"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PIECES.items() for name in names}
 

@@ -3,10 +3,11 @@
 A scene of (height, width) pixels is cut into blocks of stride x stride pixels. Each block is seen
 through one window of size x size pixels that holds the block at offset ``before`` on either axis.
 With stride 1 every pixel has a window of its own and lies at index size // 2 of it, as in the paper.
+Blocks that blend (mosaic.py) begin half a stride before the scene, so that few of them touch a tile.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -32,6 +33,8 @@ class PatchConfig:
     """Side of a window that features are read from, pixels; absent: the patch's."""
     stride: int = 4
     """Side of the block that one window answers for, pixels; 1 = a window for every pixel (exact)."""
+    blend: int = 0
+    """Pixels on either side of a border between blocks over which one window's answer fades into the next."""
     padding: Padding = "reflect"
     """What lies beyond the scene's edge: zeros as in the paper, or the scene reflected."""
 
@@ -42,6 +45,12 @@ class PatchConfig:
         if not 1 <= self.stride <= self.side:
             raise ValueError(
                 f"patches.stride must lie in 1..{self.side}, the side of a window, found {self.stride}"
+            )
+
+        most = min(self.stride // 2, (self.side - self.stride) // 2)
+        if not 0 <= self.blend <= most:
+            raise ValueError(
+                f"patches.blend must lie in 0..{most} (half a stride, inside the window), found {self.blend}"
             )
 
     @property
@@ -59,14 +68,41 @@ class PatchConfig:
         """Pixels of a window below (right of) its block."""
         return self.side - self.stride - self.before
 
+    @property
+    def origin(self) -> int:
+        """First row (column) of the first block."""
+        return -(self.stride // 2) if self.blend else 0
 
-def block_origins(y: IntArray, x: IntArray, patches: PatchConfig) -> tuple[IntArray, IntArray]:
-    """First row and column of the block that holds each pixel (y, x).
+    @property
+    def wide(self) -> "PatchConfig":
+        """The same windows with blocks that hold their margins."""
+        return replace(self, stride=self.stride + 2 * self.blend, blend=0)
 
-    >>> block_origins(np.array([0, 5]), np.array([3, 8]), PatchConfig(stride=4))
-    (array([0, 4]), array([0, 8]))
-    """
-    return y // patches.stride * patches.stride, x // patches.stride * patches.stride
+    def block(self, position: IntArray) -> IntArray:
+        """Row (column) of the block that holds each row (column) of pixels.
+
+        >>> PatchConfig(stride=4).block(np.array([0, 3, 4])).tolist()
+        [0, 0, 1]
+        >>> PatchConfig(stride=4, blend=1).block(np.array([0, 1, 2])).tolist()
+        [0, 0, 1]
+        """
+        return (position - self.origin) // self.stride
+
+    def within(self, position: IntArray) -> IntArray:
+        """Row (column) of pixels, counted from its block's first."""
+        return (position - self.origin) % self.stride
+
+    def corner(self, block: IntArray) -> IntArray:
+        """First row (column) of the window that sees a block."""
+        return block * self.stride + self.origin - self.before
+
+    def blocks(self, pixels: int) -> int:
+        """Blocks whose pixels, margins included, touch the first ``pixels`` rows (columns) of a tile.
+
+        >>> PatchConfig(stride=4).blocks(16), PatchConfig(stride=4, blend=1).blocks(16)
+        (4, 5)
+        """
+        return -(-(pixels - self.origin + self.blend) // self.stride)
 
 
 def pad_index(start: int, stop: int, limit: int, padding: Padding) -> tuple[IntArray, NDArray[np.bool_]]:
@@ -120,23 +156,23 @@ def read_padded(
 
 
 def windows_of_tile(tile_CHW: NDArray[np.float32], patches: PatchConfig) -> NDArray[np.float32]:
-    """All windows of a tile, in row-major order of their blocks.
+    """All windows of a tile, by row and column of their blocks.
 
     Args:
-        tile_CHW: (channel, rows + size - stride, columns + size - stride): whole blocks plus halo.
+        tile_CHW: (channel, rows + side - stride, columns + side - stride): whole blocks plus halo.
         patches: The geometry.
 
     Returns:
-        (block, channel, size, size), a copy.
+        (row, column, channel, side, side), a view.
 
     Raises:
         ValueError: The tile does not hold whole blocks.
 
     >>> patches = PatchConfig(size=6, stride=2)
     >>> windows_of_tile(np.zeros((3, 8, 10), np.float32), patches).shape  # 2 x 3 blocks, halo of 4
-    (6, 3, 6, 6)
+    (2, 3, 3, 6, 6)
     """
-    channels, height, width = tile_CHW.shape
+    _, height, width = tile_CHW.shape
     extra = patches.side - patches.stride
     if (height - extra) % patches.stride or (width - extra) % patches.stride:
         raise ValueError(
@@ -144,17 +180,4 @@ def windows_of_tile(tile_CHW: NDArray[np.float32], patches: PatchConfig) -> NDAr
             f"found {height} x {width}"
         )
     view = np.lib.stride_tricks.sliding_window_view(tile_CHW, (patches.side, patches.side), (1, 2))
-    blocks = view[:, :: patches.stride, :: patches.stride].transpose(1, 2, 0, 3, 4)
-    return blocks.copy().reshape(-1, channels, patches.side, patches.side)
-
-
-def blocks_to_tile(blocks_NPP: NDArray[np.generic], columns: int) -> NDArray[np.generic]:
-    """Lay blocks of (stride, stride) pixels, in row-major order, side by side: (rows, columns).
-
-    >>> blocks_to_tile(np.array([1, 2])[:, None, None].repeat(2, 1).repeat(2, 2), columns=4).tolist()
-    [[1, 1, 2, 2], [1, 1, 2, 2]]
-    """
-    n, stride, _ = blocks_NPP.shape
-    across = columns // stride
-    grid = blocks_NPP.reshape(n // across, across, stride, stride)
-    return grid.transpose(0, 2, 1, 3).reshape(n // across * stride, columns)
+    return view[:, :: patches.stride, :: patches.stride].transpose(1, 2, 0, 3, 4)

@@ -24,7 +24,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.labels import labelled_split
 from pipeline.plan import Plan
-from pipeline.readers import GROUP, Reduced, WindowReader, reduced_grid
+from pipeline.readers import GROUP, Reduced, TileReader, WindowReader, reduced_grid
 from pipeline.scene import Scene
 from pipeline.units import TileGrid
 
@@ -124,7 +124,7 @@ def _extract(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     for rows, columns in ((y[train], x[train]), (y, x)):
         reader = WindowReader.plan(Reduced(str(folder.reduced)), config.patches, rows, columns)
         window = config.reduce.components * config.patches.side**2 * _FLOAT
-        blocks = np.stack([rows // config.patches.stride, columns // config.patches.stride])
+        blocks = config.patches.block(np.stack([rows, columns]))
         for first, last in zip(reader.starts[:-1], reader.starts[1:], strict=True):
             windows += np.unique(blocks[:, first:last], axis=1).shape[1]
         units, row = len(reader), reader.most[1] * window
@@ -159,17 +159,22 @@ def _classify(config: Config, scene: Scene) -> dict[str, Any]:
 def _map(config: Config, scene: Scene) -> dict[str, Any]:
     patches, tile = config.patches, config.tile
     tiles = len(TileGrid(scene.height, scene.width, tile))
-    per_tile, side = (tile // patches.stride) ** 2, tile + patches.side - patches.stride
+    side = TileReader.side(TileGrid(0, 0, tile), patches)
+    along = [
+        sum(patches.blocks(min(tile, limit - start)) for start in range(0, limit, tile))
+        for limit in (scene.height, scene.width)
+    ]
+    windows = along[0] * along[1]
     cube = config.reduce.components * side**2 * _FLOAT
-    copies = per_tile * config.reduce.components * patches.side**2 * _FLOAT
     codes = scene.classes.codes if scene.classes else (0,)
+    answers = 2 * tile**2 * len(codes) * _FLOAT
     pixel = (1 if max(codes) < 256 else 2) + 2 * _FLOAT
     return {
-        "unit": "tiles", "units": tiles, "windows": tiles * per_tile,
-        "unet_passes": tiles * per_tile * len(config.features.timesteps), "bytes_read": tiles * cube,
+        "unit": "tiles", "units": tiles, "windows": windows,
+        "unet_passes": windows * len(config.features.timesteps), "bytes_read": tiles * cube,
         # The map, overviews (a third), and two GeoTIFFs that are written plain before they are compressed.
         "bytes_written": round(scene.height * scene.width * (pixel * 4 / 3 + 2 * (pixel - _FLOAT))),
-        "actor_bytes": _PROCESS + _extractor_bytes(config) + 2 * cube + copies,
+        "actor_bytes": _PROCESS + _extractor_bytes(config) + 2 * cube + answers,
     }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class MapConfig(_Section):
 
     tile: int | None = Field(default=None, ge=1)
     """Side of a tile, pixels: one row of the dataset, one chunk of the map; a multiple of
-    patches.stride. Absent: the multiple nearest to 144."""
+    patches.stride. Absent: the multiple nearest to 144, or, where blocks blend, to six strides."""
     pixels: int | None = Field(default=None, ge=1)
     """Pixels that the ensemble classifies at once; absent: as many as keep their features in the cache."""
 
@@ -117,7 +117,8 @@ class Config(_Section):
     def tile(self) -> int:
         """Side of a tile of the map, pixels."""
         stride = self.patches.stride
-        return self.map.tile or max(1, round(_TILE / stride)) * stride
+        usual = max(_TILE, 6 * stride) if self.patches.blend else _TILE
+        return self.map.tile or max(1, round(usual / stride)) * stride
 
     @property
     def kept_channels(self) -> int:
@@ -210,7 +211,7 @@ def stage_settings(config: Config, stage: str) -> dict[str, Any]:
     for section, key in _WITHOUT_EFFECT & {(s, k) for s in chosen if s != "seed" for k in chosen[s]}:
         del chosen[section][key]
     if stage == "pretrain":
-        del chosen["patches"]["stride"]
+        del chosen["patches"]["stride"], chosen["patches"]["blend"]
         chosen["train_workers"] = config.cluster.train_workers
     return chosen
 

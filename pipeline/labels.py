@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmsd.split import UNUSED, make_split
+from mtmsd.windows import PatchConfig
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.readers import Reduced
@@ -48,9 +49,13 @@ def labelled_split(
     except ValueError as error:
         raise UserError(f"scene {scene.url}: {error}") from None
     used = np.flatnonzero(split != UNUSED)
-    stride = config.patches.stride
-    order = used[np.lexsort((x[used], y[used], x[used] // stride, y[used] // stride))]
+    order = used[by_block(y[used], x[used], config.patches)]
     return y[order], x[order], label[order], split[order]
+
+
+def by_block(y: NDArray[np.int64], x: NDArray[np.int64], patches: PatchConfig) -> NDArray[np.int64]:
+    """The order of pixels in which they are kept: by block, then by row."""
+    return np.lexsort((x, y, patches.block(x), patches.block(y)))
 
 
 def _left_out(label: NDArray[np.int64], min_class: int, without_data: int) -> list[str]:

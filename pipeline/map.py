@@ -4,7 +4,6 @@ One row is one tile of the map with its halo. One actor takes it through windows
 purification, fusion and the ensemble; only the finished tile leaves the actor.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import zarr
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from mtmsd.classifier import Prediction
 from mtmsd.features import Features
+from mtmsd.mosaic import Mosaic
 from mtmsd.purify import Selection
-from mtmsd.windows import blocks_to_tile, windows_of_tile
+from mtmsd.windows import windows_of_tile
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.classes import table_of, to_attributes
 from pipeline.cluster import share_out
@@ -32,6 +31,9 @@ from pipeline.units import ChunkSink, Region, TileGrid, UnitSource, read_units, 
 _CACHED_BYTES = 6 << 20
 """Features of the pixels that are classified at once: they should stay in the processor's cache."""
 
+_STRIP = 64
+"""Rows of a tile that are decided at once."""
+
 ARRAYS = ("class", "confidence", "entropy")
 
 
@@ -45,7 +47,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         todo = folder.todo("map", range(len(grid)))
         meter.skip.remote(len(grid) - len(todo))
         if todo:
-            side = grid.side + config.patches.side - config.patches.stride
+            side = TileReader.side(grid, config.patches)
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
             tiles = shares.through_actors(
@@ -91,51 +93,65 @@ class MapActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Classify one tile."""
-        patches, side = self._config.patches, self._config.tile
-        cube = batch["cube"][0]
-        blocks = [blocks_to_tile(part, side)[None] for part in self._blocks(windows_of_tile(cube, patches))]
-        row = dict(zip(ARRAYS, blocks, strict=True))
+        patches, cube = self._config.patches, batch["cube"][0]
+        height, width = int(batch["height"][0]), int(batch["width"][0])
+        start = patches.before - patches.origin
+        valid = ~np.isnan(cube[0, start : start + height, start : start + width])
+        mosaic = Mosaic(height, width, self._ensemble.values, patches)
+        windows = windows_of_tile(cube, patches)
+        wanted = [
+            (row, column)
+            for row in range(patches.blocks(height))
+            for column in range(patches.blocks(width))
+            if valid[mosaic.place(row, 0), mosaic.place(column, 1)].any()
+        ]
+        for first in range(0, len(wanted), self._extract.batch):
+            mine = wanted[first : first + self._extract.batch]
+            self._add(mosaic, mine, np.stack([windows[at] for at in mine]))
+        answers = self._decide(mosaic, valid)
+        row = {name: self._whole(values)[None] for name, values in zip(ARRAYS, answers, strict=True)}
         carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
         return row | carried | {"peak_rss": np.array([peak_rss()])}
 
-    def _blocks(self, windows_NCWW: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
-        """Class code, confidence and entropy of each window's block, (N, stride, stride)."""
-        stride, before = self._config.patches.stride, self._config.patches.before
-        inner = slice(before, before + stride)
-        valid = np.asarray(~np.isnan(windows_NCWW[:, :, inner, inner]).any(axis=1))
-        shape = (len(windows_NCWW), stride, stride)
-        code, confidence, entropy = (
-            np.zeros(shape, np.int64),
-            *(np.full((2, *shape), np.nan, np.float32)),
-        )
-        wanted = np.flatnonzero(valid.any(axis=(1, 2)))
-        for start in range(0, len(wanted), self._extract.batch):
-            mine = wanted[start : start + self._extract.batch]
-            features = self._extract(torch.from_numpy(np.nan_to_num(windows_NCWW[mine])))
-            if self._meter is not None:
-                self._meter.add.remote(0, 0, 0, 0, 0, len(mine) * features.pooled_NTK.shape[1])
-            votes = self._ensemble.window_votes(features.pooled_NTK)
-            for i, window in enumerate(mine):
-                for rows, answer in self.answers(features, votes, i):
-                    size = (rows.stop - rows.start, stride)
-                    code[window, rows] = self._codes[answer.position_N.cpu().numpy()].reshape(size)
-                    confidence[window, rows] = answer.confidence_N.cpu().numpy().reshape(size)
-                    entropy[window, rows] = answer.entropy_N.cpu().numpy().reshape(size)
-        confidence[~valid], entropy[~valid] = np.nan, np.nan
-        return np.where(valid, code, 0), confidence, entropy
-
     @torch.inference_mode()
-    def answers(
-        self, features: Features, votes_MTNK: torch.Tensor, window: int
-    ) -> Iterator[tuple[slice, Prediction]]:
-        """Predictions of a window's block, as many rows at once as ``map.pixels`` allows."""
-        stride = self._config.patches.stride
-        step = max(1, self._pixels // stride)
-        for first in range(0, stride, step):
-            last = min(first + step, stride)
-            centre, spectra = features.rows(window, first, last), features.spectra_rows(window, first, last)
-            votes = votes_MTNK[:, :, window : window + 1]
-            yield slice(first, last), self._ensemble.classify(centre, votes, spectra)
+    def _add(self, mosaic: Mosaic, at: list[tuple[int, int]], windows_NCWW: NDArray[np.float32]) -> None:
+        """Take some windows' evidence into the mosaic, as many rows at once as ``map.pixels`` allows."""
+        features = self._extract(torch.from_numpy(np.nan_to_num(windows_NCWW)))
+        if self._meter is not None:
+            self._meter.add.remote(0, 0, 0, 0, 0, len(at) * features.pooled_NTK.shape[1])
+        votes = self._ensemble.window_votes(features.pooled_NTK)
+        step = max(1, self._pixels // self._config.patches.wide.stride)
+        for i, (row, column) in enumerate(at):
+            mine = mosaic.inside(row, 0)
+            for first in range(mine.start, mine.stop, step):
+                rows = slice(first, min(first + step, mine.stop))
+                mosaic.add(row, column, rows, self.evidence(features, votes, i, rows))
+
+    def evidence(
+        self, features: Features, votes_MTNK: torch.Tensor, window: int, rows: slice
+    ) -> torch.Tensor:
+        """What the ensemble says of some rows of a window's block."""
+        at = window, rows.start, rows.stop
+        votes = votes_MTNK[:, :, window : window + 1]
+        return self._ensemble.evidence(features.rows(*at), votes, features.spectra_rows(*at))
+
+    def _decide(self, mosaic: Mosaic, valid: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
+        """Class code, confidence and entropy of a tile's pixels, strip by strip."""
+        code = np.zeros(valid.shape, np.int64)
+        confidence, entropy = np.full((2, *valid.shape), np.nan, np.float32)
+        for first in range(0, len(valid), _STRIP):
+            rows = slice(first, first + _STRIP)
+            here, values = valid[rows], mosaic.values_HWV[rows]
+            answer = self._ensemble.decide(values[torch.from_numpy(here)])
+            code[rows][here] = self._codes[answer.position_N.numpy()]
+            confidence[rows][here], entropy[rows][here] = answer.confidence_N, answer.entropy_N
+        return code, confidence, entropy
+
+    def _whole(self, values: NDArray[Any]) -> NDArray[Any]:
+        """A tile at the scene's edge, filled up to a whole tile."""
+        side = self._config.tile
+        missing = [(0, side - length) for length in values.shape]
+        return np.pad(values, missing)
 
 
 def create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:

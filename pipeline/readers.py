@@ -116,11 +116,18 @@ class TileReader:
     def __call__(self, unit: int) -> Row:
         """Read a tile and its halo."""
         y0, y1, x0, x1 = self.grid.bounds(unit)
-        side, before, after = self.grid.side, self.patches.before, self.patches.after
-        cube = self.reduced.window(
-            y0 - before, y0 + side + after, x0 - before, x0 + side + after, self.patches
-        )
-        return {"cube": cube, "pixels": (y1 - y0) * (x1 - x0), "bytes_read": cube.nbytes}
+        before, side = self.patches.before - self.patches.origin, self.side(self.grid, self.patches)
+        top, left = y0 - before, x0 - before
+        cube = self.reduced.window(top, top + side, left, left + side, self.patches)
+        return {
+            "cube": cube, "height": y1 - y0, "width": x1 - x0, "pixels": (y1 - y0) * (x1 - x0),
+            "bytes_read": cube.nbytes,
+        }  # fmt: skip
+
+    @staticmethod
+    def side(grid: TileGrid, patches: PatchConfig) -> int:
+        """Side of the cube: all blocks that touch a tile, and their windows' halo."""
+        return patches.blocks(grid.side) * patches.stride + patches.side - patches.stride
 
 
 @dataclass(frozen=True)
@@ -148,9 +155,8 @@ class WindowReader:
 
         A window whose pixels lie in two units is computed for both.
         """
-        stride = patches.stride
         fresh = np.ones(len(y), bool)
-        fresh[1:] = (np.diff(y // stride) != 0) | (np.diff(x // stride) != 0)
+        fresh[1:] = (np.diff(patches.block(y)) != 0) | (np.diff(patches.block(x)) != 0)
         number = np.cumsum(fresh) - 1
         limit = max(8, _UNIT_PIXELS // patches.side**2)
         starts, most_pixels, most_windows = [0], 0, 0
@@ -173,14 +179,14 @@ class WindowReader:
     def __call__(self, unit: int) -> Row:
         """Read the windows of a unit's pixels."""
         mine = slice(self.starts[unit], self.starts[unit + 1])
-        y, x, stride, side = self.y[mine], self.x[mine], self.patches.stride, self.patches.side
-        blocks, window = np.unique(np.stack([y // stride, x // stride]), axis=1, return_inverse=True)
+        y, x, patches, side = self.y[mine], self.x[mine], self.patches, self.patches.side
+        blocks, window = np.unique(patches.block(np.stack([y, x])), axis=1, return_inverse=True)
         windows = np.zeros((self.most[1], self.reduced.shape[0], side, side), np.float32)
-        for i, (row, column) in enumerate(blocks.T * stride - self.patches.before):
+        for i, (row, column) in enumerate(patches.corner(blocks.T)):
             windows[i] = self.reduced.window(row, row + side, column, column + side, self.patches)
         positions = np.full((2, self.most[0]), -1, np.int64)
         positions[0, : len(y)] = window
-        positions[1, : len(y)] = y % stride * stride + x % stride
+        positions[1, : len(y)] = patches.within(y) * patches.stride + patches.within(x)
         return {
             "windows": windows, "count": blocks.shape[1], "window": positions[0], "offset": positions[1],
             "pixels": len(y), "bytes_read": windows.nbytes,

@@ -8,8 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from mtmsd.classifier import Ensemble, Head
+from mtmsd.classifier import Head
 from mtmsd.diffusion import Schedule
+from mtmsd.ensemble import Ensemble
 from mtmsd.features import Extractor, Readout
 from mtmsd.purify import Selection
 from mtmsd.unet import UNet
@@ -68,17 +69,19 @@ def make_extractor(
 ) -> Extractor:
     """The extractor with the run's trained U-Net.
 
-    With a selection it gives the purified features; with an ensemble, standardised as that expects.
+    With a selection it gives the purified features; with an ensemble, standardised as that expects, and
+    of all pixels that a window answers for on the map, the margins of its block included.
     """
     unet = load_unet(folder.unet).to("cuda" if gpu else "cpu")
-    readout = None
+    readout, patches = None, config.patches
     if selection is not None:
         shape = len(config.features.timesteps), len(selection.centre)
         mean, scale = torch.zeros(shape), torch.ones(shape)
         if ensemble is not None:
             mean, scale = ensemble.mean_2TK[0], ensemble.scale_2TK[0]
+            patches = patches.wide
         readout = Readout(selection.centre, selection.pooled, mean, scale)
-    return Extractor(unet, Schedule(config.diffusion), config.features, config.patches, readout)
+    return Extractor(unet, Schedule(config.diffusion), config.features, patches, readout)
 
 
 def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:

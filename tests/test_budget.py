@@ -52,8 +52,8 @@ def test_counts_by_hand(small: tuple[Config, RunFolder, str]) -> None:
     kept = 2 * 2 * small[0].kept_channels * 4 + 4 * 4 * 4
     assert extract.bytes_written == 128 * (kept + 4 * 8)
     assert (planned["classify"].units, planned["classify"].bytes_read) == (2, 128 * kept)
-    tiles = planned["map"]  # 2 x 2 tiles of 64 pixels, each 16 x 16 windows, and a halo of 12 pixels
-    assert (tiles.units, tiles.windows, tiles.unet_passes) == (4, 4 * 256, 2 * 4 * 256)
+    tiles = planned["map"]  # 2 x 2 tiles of 64 pixels, 25 x 23 blocks of 4 in all, and a halo of 12 pixels
+    assert (tiles.units, tiles.windows, tiles.unet_passes) == (4, 25 * 23, 2 * 25 * 23)
     assert tiles.bytes_read == 4 * 4 * 76 * 76 * 4
     assert tiles.bytes_written == 100 * 90 * (9 * 4 / 3 + 2 * 5)
 
@@ -71,7 +71,7 @@ def test_what_is_done_is_taken_off(small: tuple[Config, RunFolder, str]) -> None
     plan = Plan("", {}, (), stages, (), None)
     pretrain, tiles = costs(config, folder, scene, plan)
     assert (pretrain.done, pretrain.left(pretrain.unet_passes)) == (3, 12)
-    assert (tiles.done, tiles.left(tiles.windows)) == (3, 256)
+    assert (tiles.done, tiles.left(tiles.windows)) == (3, 144)  # a quarter of 575
     plan = Plan("", {}, (), stages, stages, None)  # asked to make them again
     assert [cost.done for cost in costs(config, folder, scene, plan)] == [0, 0]
 
@@ -122,7 +122,7 @@ def test_dry_run_says_it_and_refuses(
     arguments = [url, "--config", str(TINY), "--out", str(folder.path), "--dry-run"]
     assert cli(arguments) == 0
     output = capsys.readouterr().out
-    assert "2,048" in output, "U-Net passes of the map"
+    assert "1,150" in output, "U-Net passes of the map"
     assert f"{os.cpu_count()} CPUs in all" in output
     monkeypatch.setattr(budget, "machine_at_hand", lambda folder: Machine(2, 64 * GIB, 1, MIB))
     assert cli(arguments) == 2

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtmsd.classifier import ClassifierConfig, Ensemble, Head, combine
+from mtmsd.classifier import ClassifierConfig, Head
+from mtmsd.ensemble import Ensemble, combine
 from mtmsd.fusion import FusionConfig
 from mtmsd.members import Pixels, held_out_logits, train_member
 from tests import reference

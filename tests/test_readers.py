@@ -61,7 +61,7 @@ def test_tile_and_group_see_the_same_windows(
             pixel = int(place[py * WIDTH + px])
             unit = int(np.searchsorted(reader.starts, pixel, side="right")) - 1
             group, pixel = groups[unit], pixel - int(reader.starts[unit])
-            of_tile = windows[(py - y0) // stride * (8 // stride) + (px - x0) // stride]
+            of_tile = windows[(py - y0) // stride, (px - x0) // stride]
             np.testing.assert_array_equal(group["windows"][group["window"][pixel]], of_tile)
             at = divmod(int(group["offset"][pixel]), stride)
             value = of_tile[:, before + at[0], before + at[1]]

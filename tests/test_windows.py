@@ -1,19 +1,16 @@
 """Geometry: every pixel has one block and one place in its window, whatever the sizes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mtmsd.windows import (
-    PatchConfig,
-    block_origins,
-    blocks_to_tile,
-    pad_index,
-    read_padded,
-    windows_of_tile,
-)
+from mtmsd.mosaic import Mosaic
+from mtmsd.windows import PatchConfig, pad_index, read_padded, windows_of_tile
 
 SIDE = st.integers(1, 19)
 PADDING = st.sampled_from(["zeros", "reflect"])
@@ -55,40 +52,42 @@ def test_every_pixel_lies_in_one_block_at_its_place(patches: PatchConfig, height
         patches.padding,
     )
     windows = windows_of_tile(tile, patches)
-    assert windows.shape == (rows * columns, 1, patches.size, patches.size)
+    assert windows.shape == (rows, columns, 1, patches.size, patches.size)
 
     y, x = (axis.ravel() for axis in np.indices((height, width)))
-    top, left = block_origins(y, x, patches)
-    assert ((top <= y) & (y < top + stride) & (left <= x) & (x < left + stride)).all()
-    block = top // stride * columns + left // stride
-    found = windows[block, 0, patches.before + y - top, patches.before + x - left]
-    np.testing.assert_array_equal(found, scene.ravel())
-
-    inner = slice(patches.before, patches.before + stride)
-    laid_out = blocks_to_tile(windows[:, 0, inner, inner], columns * stride)
-    np.testing.assert_array_equal(laid_out[:height, :width], scene[0])
-    beyond = np.isnan(laid_out).sum()
-    assert beyond == (laid_out.size - scene.size if patches.padding == "zeros" else 0)
+    row, column = patches.block(y), patches.block(x)
+    at_y, at_x = (patches.before + patches.within(axis) for axis in (y, x))
+    np.testing.assert_array_equal(windows[row, column, 0, at_y, at_x], scene.ravel())
+    np.testing.assert_array_equal(patches.corner(row) + at_y, y)
+    assert (patches.blocks(height), patches.blocks(width)) == (rows, columns)
 
 
-@given(patches=patch_configs(), rows=st.integers(1, 4), columns=st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
-def test_windows_and_blocks_are_inverse(patches: PatchConfig, rows: int, columns: int) -> None:
-    halo = patches.size - patches.stride
-    tile = numbered(rows * patches.stride + halo, columns * patches.stride + halo)
-    inner = slice(patches.before, patches.before + patches.stride)
-    blocks = windows_of_tile(tile, patches)[:, 0, inner, inner]
-    stop = (-patches.after or None,) * 2
-    core = tile[0, patches.before : stop[0], patches.before : stop[1]]
-    np.testing.assert_array_equal(blocks_to_tile(blocks, columns * patches.stride), core)
+@given(patches=patch_configs(), height=st.integers(1, 30), width=st.integers(1, 30), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_blocks_that_blend_make_up_the_tile(
+    patches: PatchConfig, height: int, width: int, data: st.DataObject
+) -> None:
+    """Windows that all see the truth give the truth; a block touches the tile exactly when it is counted."""
+    most = min(patches.stride // 2, (patches.side - patches.stride) // 2)
+    patches = replace(patches, blend=data.draw(st.integers(0, most)))
+    mosaic = Mosaic(height, width, 2, patches)
+    side, first = patches.wide.stride, patches.origin - patches.blend
+    assert patches.corner(np.int64(0)) + patches.wide.before == first
+    for row in range(patches.blocks(height)):
+        for column in range(patches.blocks(width)):
+            y, x = np.mgrid[:side, :side] + np.array([row, column])[:, None, None] * patches.stride + first
+            rows = mosaic.inside(row, 0)
+            assert rows.stop > rows.start
+            truth = torch.from_numpy(np.stack([y, x], axis=-1)[rows].reshape(-1, 2).astype(np.float32))
+            mosaic.add(row, column, rows, truth)
+    expected = torch.from_numpy(np.stack(np.mgrid[:height, :width], axis=-1)).float()
+    torch.testing.assert_close(mosaic.values_HWV, expected, rtol=1e-5, atol=1e-4)
+    assert patches.blocks(height) * patches.stride + first >= height  # the next block lies outside
 
 
-def test_windows_are_copies() -> None:
-    tile = numbered(4, 5)
-    windows = windows_of_tile(tile, PatchConfig(size=4, stride=1))
-    windows[0] = -1
-    assert tile.min() == 0
-    assert windows[1].min() == 1
+def test_blocks_that_cannot_blend_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"patches\.blend must lie in 0\.\.6"):
+        PatchConfig(size=24, stride=12, blend=7)
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7), (3, 8)])

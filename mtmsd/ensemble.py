@@ -1,0 +1,210 @@
+"""The ensemble: trained members that answer together, folded into few matrix products.
+
+Shapes: M member, N P pixel, T timestep, K kept channel, H hidden unit, E spectral feature, C class,
+V value of the evidence.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtmsd.classifier import Head, Vote
+from mtmsd.fusion import SelectiveFusion
+
+
+class Prediction(NamedTuple):
+    """What the ensemble says of N pixels."""
+
+    position_N: Tensor
+    """Class position, 0-based."""
+    confidence_N: Tensor
+    """Mean probability of that class over the members, in [0, 1]."""
+    entropy_N: Tensor
+    """Entropy of the mean probabilities, nats, in [0, log C]."""
+
+
+_LARGEST_VOTE = 100.0
+"""Votes beyond are as good as this one: 2^100 times the timesteps is still a float32."""
+
+
+class Ensemble:
+    """Members that answer together, each folded into few matrix products.
+
+    Linear maps that follow each other are one: with h = ReLU(W1 u + b1), the vote of timestep t is
+    v_t = A_t h + (Gp_t g_t + c_t). The bracket depends on the pooled features alone, so it is computed
+    once for all pixels of a window. The members' first and last layers run as one batched product.
+
+    The softmax over timesteps needs no maximum: A_t and the bracket are made to have zero mean over t,
+    so that the largest vote is at least 0 and the sum of the exponentials at least T; and powers of two,
+    with the factor log2(e) in the weights, cost a third of exponentials.
+
+    Members must have been trained on the same pixels: they share the mean and scale of the features.
+    Their logits are divided by ``temperature`` (calibration.py).
+    """
+
+    def __init__(self, members: Sequence[Head], vote: Vote, temperature: float = 1.0) -> None:
+        if any(not torch.equal(m.mean_2TK, members[0].mean_2TK) for m in members):
+            raise ValueError("members of an ensemble must share the mean and scale of their features")
+        with torch.no_grad():
+            self._vote, self.mean_2TK, self.scale_2TK = vote, members[0].mean_2TK, members[0].scale_2TK
+            first = [cast(nn.Linear, m.dy_att.fc[0]) for m in members]
+            self._hidden = tuple(
+                torch.cat([F.pad(p, ends, value=v) for p in parameters])
+                for parameters, ends, v in (
+                    ([f.weight for f in first], (0, 0, 0, 1), 0.0),
+                    ([f.bias for f in first], (0, 1), 1.0),
+                )
+            )
+            folded = [_fold_fusion(m.dy_att) for m in members]
+            self._lift_MTHK, self._guide_MTKK, self._constant_MTK = (
+                torch.stack(parts) for parts in zip(*folded, strict=True)
+            )
+            layers, spectra = zip(*(_fold_layers(m) for m in members), strict=True)
+            self._spectra_MEO = torch.stack(spectra)
+            self._layers = [
+                (torch.stack([w for w, _ in layer]), torch.stack([b for _, b in layer])[:, None])
+                for layer in zip(*layers, strict=True)
+            ]
+            self._memory = self.mean_2TK.new_empty(0)
+            self._layers[-1] = self._layers[-1][0] / temperature, self._layers[-1][1] / temperature
+
+    def window_votes(self, pooled_NTK: Tensor) -> Tensor:
+        """What windows (or pixels) with these pooled features add to the votes: (M, T, N, K)."""
+        pooled = ((pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1]).transpose(0, 1)
+        votes = torch.matmul(pooled, self._guide_MTKK) + self._constant_MTK[:, :, None]
+        return votes - votes.mean(dim=1, keepdim=True)
+
+    @torch.inference_mode()
+    def probabilities(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
+        """Class probabilities of pixels by each member: (M, P, C).
+
+        Args:
+            centre_TPK: Standardised centre features (``mean_2TK[0]``, ``scale_2TK[0]``).
+            votes_MTPK: From ``window_votes``; one window's votes (M, T, 1, K) serve all its pixels.
+            spectra_PE: Spectra, as they are.
+        """
+        weight, bias = self._hidden
+        shared = votes_MTPK.shape[2] == 1
+        self._lift_MTHK[:, :, -1] = votes_MTPK[:, :, 0] if shared else 0.0
+        hidden = F.linear(centre_TPK.sum(dim=0), weight, bias).relu_().chunk(len(votes_MTPK), dim=1)
+        fused = []
+        for member, votes_TPK in enumerate(votes_MTPK):
+            hidden_TPH = hidden[member].expand(len(centre_TPK), -1, -1)
+            power = torch.bmm(hidden_TPH, self._lift_MTHK[member], out=self._power(centre_TPK))
+            if not shared:
+                power += votes_TPK
+            total = power.clamp_(max=_LARGEST_VOTE).exp2_().sum(dim=0)
+            fused.append(power.mul_(centre_TPK).sum(dim=0).div_(total))
+        h = torch.stack(fused)
+        for i, (weight_MIO, bias_M1O) in enumerate(self._layers):
+            h = torch.baddbmm(bias_M1O, h if i == 0 else h.relu_(), weight_MIO)
+            if i == 0:
+                h += torch.matmul(spectra_PE, self._spectra_MEO)
+        return h.softmax(dim=-1)
+
+    def _power(self, like_TPK: Tensor) -> Tensor:
+        """Memory for one member's votes, the same one each time."""
+        if self._memory.shape != like_TPK.shape:
+            self._memory = torch.empty_like(like_TPK)
+        return self._memory
+
+    @property
+    def values(self) -> int:
+        """V: values that a pixel's evidence has."""
+        return self._layers[-1][0].shape[2] * (2 if self._vote == "majority" else 1)
+
+    @torch.inference_mode()
+    def evidence(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
+        """What the members say of pixels (P, V); arguments as of ``probabilities``."""
+        return evidence_of(self.probabilities(centre_TPK, votes_MTPK, spectra_PE), self._vote)
+
+    def decide(self, evidence_PV: Tensor) -> Prediction:
+        """Classes by evidence, or by a mean of evidence."""
+        return decide(evidence_PV, self._vote)
+
+    def classify(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Prediction:
+        """Classify pixels; arguments as of ``probabilities``."""
+        return self.decide(self.evidence(centre_TPK, votes_MTPK, spectra_PE))
+
+    @torch.inference_mode()
+    def __call__(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Prediction:
+        """Classify pixels, each with pooled features of its own."""
+        centre = ((centre_NTK - self.mean_2TK[0]) * self.scale_2TK[0]).transpose(0, 1)
+        return self.classify(centre, self.window_votes(pooled_NTK), spectra_NE)
+
+
+def _fold_fusion(fusion: SelectiveFusion) -> tuple[Tensor, Tensor, Tensor]:
+    """Lift (T, H + 1, K), guide (T, K, K) and constant (T, K): v_t = h lift_t + g_t guide_t + constant_t.
+
+    Votes are in units of log 2. The lift has zero mean over timesteps and one more row, for what the
+    pixels of a window share: the last of the hidden units is always 1.
+    """
+    weight, bias = _after_norm(cast(nn.BatchNorm1d, fusion.fc[2]), cast(nn.Linear, fusion.fc[3]))
+    lifts, guides, constants = [], [], []
+    for pair in zip(fusion.fcs, fusion.g_fcs, strict=True):
+        lift, guide = (cast(nn.Linear, layer) for layer in pair)
+        width = lift.weight.shape[0]
+        from_hidden, from_pooled = guide.weight[:, :width], guide.weight[:, width:]
+        through = from_hidden @ lift.weight
+        lifts.append((through @ weight).T)
+        guides.append(from_pooled.T)
+        constants.append(through @ bias + from_hidden @ lift.bias + guide.bias)
+    lift_THK, guide_TKK, constant_TK = (
+        torch.stack(parts) * math.log2(math.e) for parts in (lifts, guides, constants)
+    )
+    return F.pad(lift_THK - lift_THK.mean(dim=0), (0, 0, 0, 1)), guide_TKK, constant_TK
+
+
+def _fold_layers(head: Head) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Weights (I, O) and biases of the linear layers, each with the norm before it.
+
+    The first layer's weights for the spectra come apart (E, O), with their mean and scale folded in.
+    """
+    folded: list[tuple[Tensor, Tensor]] = []
+    norm: nn.BatchNorm1d | None = None
+    for layer in head.layers:
+        if isinstance(layer, nn.BatchNorm1d):
+            norm = layer
+        elif isinstance(layer, nn.Linear):
+            weight, bias = (layer.weight, layer.bias) if norm is None else _after_norm(norm, layer)
+            folded.append((weight.T, bias))
+    weight, bias = folded[0]
+    split = len(weight) - len(head.mean_E)
+    spectra = weight[split:] * head.scale_E[:, None]
+    folded[0] = weight[:split], bias - head.mean_E @ spectra
+    return folded, spectra
+
+
+def _after_norm(norm: nn.BatchNorm1d, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias of ``linear`` behind ``norm`` (as trained, not in training) as one linear map."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    return linear.weight * scale, linear.weight @ shift + linear.bias
+
+
+def combine(probability_MNC: Tensor, vote: Vote) -> Prediction:
+    """Join the members' probabilities. A tied vote goes to the higher mean."""
+    return decide(evidence_of(probability_MNC, vote), vote)
+
+
+def evidence_of(probability_MNC: Tensor, vote: Vote) -> Tensor:
+    """Mean probabilities (N, C); for a majority also the share of members behind each class (N, 2 C)."""
+    mean_NC = probability_MNC.mean(dim=0)
+    if vote == "mean":
+        return mean_NC
+    ballots = F.one_hot(probability_MNC.argmax(dim=-1), mean_NC.shape[1]).sum(dim=0)
+    return torch.cat([mean_NC, ballots + mean_NC / 2], dim=1)
+
+
+def decide(evidence_NV: Tensor, vote: Vote) -> Prediction:
+    """Classes by evidence."""
+    classes = evidence_NV.shape[1] // (2 if vote == "majority" else 1)
+    mean_NC, position = evidence_NV[:, :classes], evidence_NV[:, -classes:].argmax(dim=1)
+    confidence = mean_NC.gather(1, position[:, None])[:, 0]
+    return Prediction(position, confidence, torch.special.entr(mean_NC).sum(dim=1))
