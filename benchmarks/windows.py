@@ -1,15 +1,17 @@
 """What do larger windows and blocks cost in accuracy, and are their borders seen in the map?
 
-``python -m benchmarks.windows RUN [--geometries 48:1,48:24,96:72]`` takes a run folder that has finished
-pretraining, on a labelled scene. For each geometry (window:stride; stride 1 is exact) the features of
-the training and test pixels are read by the same rule, purified, and classified by an ensemble that
-trained on them; no map is written. Borders: changes of class from a block's last pixel to the next
-block's first, over changes one pixel further inside; 1 = no seam.
+``python -m benchmarks.windows RUN [--geometries 48:1,48:24,96:72,96:72:8]`` takes a run folder that has
+finished pretraining, on a labelled scene. For each geometry (window:stride:blend; stride 1 is exact) the
+features of the training and test pixels are read by the same rule, purified, and classified by an
+ensemble that trained on them. "OA" is that of each test pixel seen by its own block's window; "OA of the
+map" is that of the whole map, made in memory (not for stride 1). Borders: changes of class from a block's
+last pixel to the next block's first, over changes one pixel to either side; 1 = no seam. A small scene has
+few borders, which may lie on its fields' own: they are counted in maps with shifted grids, all together.
 """
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from benchmarks.learn import Learner, Learnt
 from benchmarks.record import publish
 from mtmsd.ensemble import Ensemble
 from mtmsd.features import Features, Readout
+from mtmsd.mosaic import Mosaic
 from mtmsd.split import TEST
 from mtmsd.windows import PatchConfig
 from pipeline.artifacts import read_json
@@ -34,17 +37,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--geometries", default="48:1,48:4,48:24,96:72")
+    parser.add_argument("--geometries", default="48:1,48:4,48:24,96:72,96:72:8")
     parser.add_argument("--protocols", default="random,blocks")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--block", type=int, default=32, help="side of the blocks of the block split")
     parser.add_argument("--test", type=int, default=1500, help="test pixels that are scored, at most")
+    parser.add_argument("--shifts", type=int, default=4, help="maps with shifted grids, for the borders")
     options = parser.parse_args()
     base, scene = Bench(options.run), open_scene(read_json(options.run / "run.json")["scene"]["url"])
     rows = []
     for text in options.geometries.split(","):
-        window, stride = map(int, text.split(":"))
-        patches = replace(base.config.patches, window=window, stride=stride)
+        window, stride, blend = map(int, [*text.split(":"), 0][:3])
+        patches = replace(base.config.patches, window=window, stride=stride, blend=blend)
         for protocol in options.protocols.split(","):
             for seed in map(int, options.seeds.split(",")):
                 pixels = base.pixels(scene, protocol, seed, options.test, options.block)
@@ -52,12 +56,20 @@ def main() -> None:
                 features = base.features(patches, *pixels[:2])
                 spent = (time.perf_counter() - begun) / len(pixels[0])
                 learnt = base.learn(features, pixels[2], pixels[3])
-                border = base.border(patches, learnt) if stride > 1 and seed == 0 else None
-                rows.append([text, protocol, seed, learnt.confusion.finish()["oa"], spent * 1e3, border])
+                row: list[object] = [text, protocol, seed, learnt.confusion.finish()["oa"]]
+                if stride > 1:
+                    shifts = sorted({stride * i // options.shifts for i in range(options.shifts)})
+                    maps, tested = [base.map(patches, learnt, shift) for shift in shifts], pixels[3] == TEST
+                    right = maps[0][pixels[0][tested], pixels[1][tested]] == pixels[2][tested]
+                    row += [right.mean(), border_ratio(maps, patches)]
+                else:
+                    row += ["", ""]
+                rows.append([*row, spent * 1e3])
                 print(rows[-1], flush=True)
     publish(
         f"windows_{options.run.name}", f"{options.run.name}: window:stride against exact (stride 1)",
-        ["window:stride", "split", "seed", "OA", "ms / labelled pixel", "border changes / inner"], rows,
+        ["window:stride:blend", "split", "seed", "OA", "OA of the map", "border changes / inner",
+         "ms / labelled pixel"], rows,
     )  # fmt: skip
 
 
@@ -77,49 +89,44 @@ class Bench(Learner):
         keep = np.setdiff1d(np.arange(len(y)), drop)
         return y[keep], x[keep], np.unique(label, return_inverse=True)[1][keep], use[keep]
 
-    def border(self, patches: PatchConfig, learnt: Learnt) -> float:
-        """Class changes across block borders over those one pixel to either side."""
+    def map(self, patches: PatchConfig, learnt: Learnt, shift: int = 0) -> NDArray[np.int64]:
+        """Class positions of all pixels but the first ``shift`` rows and columns, where blocks begin."""
         ensemble, selection = learnt.ensemble, learnt.selection
-        _, height, width = self.reduced.shape
+        height, width = (length - shift for length in self.reduced.shape[1:])
         readout = Readout(selection.centre, selection.pooled, ensemble.mean_2TK[0], ensemble.scale_2TK[0])
-        extract, stride = self.extractor(patches, readout), patches.stride
-        map_HW = np.zeros((-(-height // stride) * stride, -(-width // stride) * stride), np.int64)
-        for corners in self._blocks(patches, extract.batch):
-            read = [
-                self.reduced.window(r - patches.before, r - patches.before + patches.side,
-                                    c - patches.before, c - patches.before + patches.side, patches)
-                for r, c in corners
-            ]  # fmt: skip
+        extract = self.extractor(patches.wide, readout)
+        mosaic, side = Mosaic(height, width, ensemble.values, patches), patches.side
+        at = [(r, c) for r in range(patches.blocks(height)) for c in range(patches.blocks(width))]
+        for start in range(0, len(at), extract.batch):
+            mine = at[start : start + extract.batch]
+            corners = patches.corner(np.array(mine)) + shift
+            read = [self.reduced.window(y, y + side, x, x + side, patches) for y, x in corners]
             features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
-            for i, (r, c) in enumerate(corners):
-                map_HW[r : r + stride, c : c + stride] = _classified(features, ensemble, i, stride)
-        return border_ratio(map_HW[:height, :width], stride)
-
-    def _blocks(self, patches: PatchConfig, batch: int) -> Iterator[list[tuple[int, int]]]:
-        _, height, width = self.reduced.shape
-        at = [(r, c) for r in range(0, height, patches.stride) for c in range(0, width, patches.stride)]
-        for start in range(0, len(at), batch):
-            yield at[start : start + batch]
+            for i, (row, column) in enumerate(mine):
+                _add(mosaic, row, column, features, ensemble, i)
+        answer = ensemble.decide(mosaic.values_HWV.flatten(0, 1))
+        return answer.position_N.numpy().reshape(height, width)
 
 
-def _classified(features: Features, ensemble: Ensemble, window: int, stride: int) -> NDArray[np.int64]:
-    votes = ensemble.window_votes(features.pooled_NTK[window : window + 1])
-    rows = [
-        ensemble.classify(features.rows(*at), votes, features.spectra_rows(*at)).position_N
-        for at in ((window, r, min(r + 8, stride)) for r in range(0, stride, 8))
-    ]
-    return torch.cat(rows).numpy().reshape(stride, stride)
+def _add(mosaic: Mosaic, row: int, column: int, features: Features, ensemble: Ensemble, window: int) -> None:
+    votes, mine = ensemble.window_votes(features.pooled_NTK[window : window + 1]), mosaic.inside(row, 0)
+    for first in range(mine.start, mine.stop, 8):
+        rows = slice(first, min(first + 8, mine.stop))
+        at = window, rows.start, rows.stop
+        values = ensemble.evidence(features.rows(*at), votes, features.spectra_rows(*at))
+        mosaic.add(row, column, rows, values)
 
 
-def border_ratio(map_HW: NDArray[np.int64], stride: int) -> float:
-    """Share of class changes across block borders over the share one pixel to either side of them."""
+def border_ratio(maps_HW: Sequence[NDArray[np.int64]], patches: PatchConfig) -> float:
+    """Class changes across block borders over those one pixel to either side of them."""
     across = inner = 0.0
-    for axis in (0, 1):
-        changes = (np.diff(map_HW, axis=axis) != 0).mean(axis=1 - axis)
-        borders = np.arange(stride, map_HW.shape[axis], stride) - 1
-        borders = borders[(borders >= 1) & (borders + 1 < len(changes))]
-        across += changes[borders].sum()
-        inner += (changes[borders - 1] + changes[borders + 1]).sum() / 2
+    for map_HW in maps_HW:
+        for axis in (0, 1):
+            changes = (np.diff(map_HW, axis=axis) != 0).sum(axis=1 - axis)
+            borders = np.arange(patches.origin + patches.stride, map_HW.shape[axis], patches.stride) - 1
+            borders = borders[(borders >= 1) & (borders + 1 < len(changes))]
+            across += changes[borders].sum()
+            inner += (changes[borders - 1] + changes[borders + 1]).sum() / 2
     return float(across / inner) if inner else float("nan")
 
 
