@@ -1,0 +1,75 @@
+"""A tile of the map by one actor, without a cluster: the same pixels whatever the tiles, seams that fade."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.stand_in import stand_in
+from pipeline.artifacts import RunFolder, write_json
+from pipeline.config import Config, load_config
+from pipeline.map import ARRAYS, MapActor
+from pipeline.readers import Reduced, TileReader
+from pipeline.units import TileGrid
+
+HEIGHT, WIDTH = 70, 45
+SETTINGS = [
+    "unet.channels=32", "patches.size=16", "patches.window=24", "patches.stride=12",
+    "features.timesteps=[50]", "features.stages=[3,5]", "classifier.members=2",
+]  # fmt: skip
+
+
+def made(path: Path, config: Config) -> RunFolder:
+    """Untrained members know nothing; a low temperature makes them say it with confidence."""
+    folder, _ = stand_in(path, config, HEIGHT, WIDTH)
+    write_json(folder.calibration, {"temperature": 1e-3})
+    return folder
+
+
+def classified(config: Config, folder: RunFolder, tile: int) -> dict[str, NDArray[Any]]:
+    config = config.model_copy(update={"map": config.map.model_copy(update={"tile": tile})})
+    grid = TileGrid(HEIGHT, WIDTH, tile)
+    actor, reader = (
+        MapActor(config, folder, gpu=False),
+        TileReader(Reduced(str(folder.reduced)), grid, config.patches),
+    )
+    whole = {name: np.full((HEIGHT, WIDTH), -1.0, np.float32) for name in ARRAYS}
+    for unit in range(len(grid)):
+        row = actor({key: np.asarray(value)[None] for key, value in ({"unit": unit} | reader(unit)).items()})
+        y0, y1, x0, x1 = grid.bounds(unit)
+        for name, values in whole.items():
+            assert row[name].shape == (1, tile, tile)
+            values[y0:y1, x0:x1] = row[name][0, : y1 - y0, : x1 - x0]
+    return whole
+
+
+@pytest.mark.parametrize("vote", ["mean", "majority"])
+@pytest.mark.parametrize("blend", [0, 3, 6])
+def test_tiles_do_not_change_the_map(tmp_path: Path, blend: int, vote: str) -> None:
+    config = load_config(None, [*SETTINGS, f"patches.blend={blend}", f"classifier.vote={vote}"])
+    folder = made(tmp_path / "run", config)
+    small, large = (classified(config, folder, tile) for tile in (12, 72))
+    for name in ARRAYS:
+        np.testing.assert_array_equal(small[name], large[name])
+    assert set(range(1, 21)) >= set(np.unique(small["class"]))
+    assert len(np.unique(small["class"])) > 2
+    assert (small["confidence"] > 0).all()
+    assert (small["entropy"] <= np.log(20) + 1e-5).all()
+
+
+def test_blending_removes_the_steps_at_borders(tmp_path: Path) -> None:
+    """Random weights on noise: the answers jump where the window changes, less so where windows blend."""
+    jumps = []
+    for blend in (0, 6):
+        config = load_config(None, [*SETTINGS, f"patches.blend={blend}"])
+        folder = made(tmp_path / str(blend), config)
+        entropy = classified(config, folder, 72)["entropy"].mean(axis=1)
+        step = np.abs(np.diff(entropy))
+        first = config.patches.origin + config.patches.stride
+        borders = np.arange(first, HEIGHT, config.patches.stride) - 1
+        beside = np.setdiff1d(np.arange(len(step)), borders)
+        jumps.append(step[borders].mean() / step[beside].mean())
+    assert jumps[0] > 1.5
+    assert jumps[1] < 1.2
