@@ -1,7 +1,7 @@
-"""Does memory grow with the scene, and time faster than it? The map stage of two scenes, one 4x the other.
+"""Does memory grow with the scene, and time faster than it? The map stage of scenes of 1, 4 and 16 times the size.
 
-``python -m benchmarks.memory [--small 600x1200] [--factor 4]``: stand-in runs of a small U-Net through Ray;
-``--factor 16`` compares 2,400 x 4,800 pixels. Peak resident memory of the largest process.
+``python -m benchmarks.memory [--small 600x1200] [--grow 1,2,4]``: stand-in runs of a small U-Net through Ray.
+Peak resident memory of the largest process.
 """
 
 import argparse
@@ -26,12 +26,13 @@ def main() -> None:
     """Print peak memory and time of both maps, and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", default="600x1200")
-    parser.add_argument("--factor", type=int, default=4)
+    parser.add_argument("--grow", default="1,2,4", help="factors of height and width")
     options = parser.parse_args()
     height, width = map(int, options.small.split("x"))
-    grow = round(options.factor**0.5)
-    config, rows = load_config(None, SETTINGS), []
-    for scale in (1, grow):
+    config = load_config(None, SETTINGS)
+    rows: list[list[object]] = []
+    first: tuple[float, float] | None = None
+    for scale in map(int, options.grow.split(",")):
         work = Path(tempfile.mkdtemp())
         try:
             folder, scene = stand_in(work / "run", config, height * scale, width * scale)
@@ -41,9 +42,13 @@ def main() -> None:
                 spent = time.perf_counter() - begun
         finally:
             shutil.rmtree(work)
-        rows.append([f"{height * scale} x {width * scale}", record["peak_rss_bytes"] / 2**20, spent])
-    ratio = [f"{grow**2} x the pixels", rows[1][1] / rows[0][1], rows[1][2] / rows[0][2]]
-    publish("memory", "Map stage, small U-Net", ["scene", "peak memory, MiB", "time, s"], [*rows, ratio])
+        peak = record["peak_rss_bytes"] / 2**20
+        first = first or (peak, spent)
+        rows.append([f"{height * scale} x {width * scale}", peak, peak / first[0], spent, spent / first[1]])
+    publish(
+        "memory", "Map stage, small U-Net",
+        ["scene", "peak memory, MiB", "over the smallest", "time, s", "over the smallest"], rows,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

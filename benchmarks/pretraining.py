@@ -1,16 +1,18 @@
 """How fast is a pretraining step against a plain float32 loop over the same model?
 
-``python -m benchmarks.pretraining [--channels 64]``. Plain: the library's memory order, group norms and
-optimiser as they come. Images per second, ratios of one run.
+``python -m benchmarks.pretraining [--channels 128]``. Plain: the library's memory order, group norms and
+optimiser as they come. Images per second; ways in turns, the
+median of the rounds' ratios.
 """
 
 import argparse
 from collections.abc import Callable
+from statistics import median
 
 import torch
 
 from benchmarks.exact import smooth_patches
-from benchmarks.record import publish, seconds
+from benchmarks.record import in_turns, publish
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.training import PretrainConfig, make_optimizer, pretrain_step
 from mtmsd.unet import UNet, UNetConfig
@@ -19,19 +21,20 @@ from mtmsd.unet import UNet, UNetConfig
 def main() -> None:
     """Print images per second and the ratio to the plain loop."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    rows: list[list[object]] = []
-    base = 0.0
-    for name, work in (
-        ("plain loop, float32", _plain(options.channels, options.batch)),
-        ("float32", _ours(options.channels, options.batch, "float32")),
-        ("bfloat16", _ours(options.channels, options.batch, "bfloat16")),
-    ):
-        rate = options.batch / seconds(work, least=5)
-        base = base or rate
-        rows.append([name, rate, rate / base])
+    ways = {
+        "plain loop, float32": _plain(options.channels, options.batch),
+        "float32": _ours(options.channels, options.batch, "float32"),
+        "bfloat16": _ours(options.channels, options.batch, "bfloat16"),
+    }
+    spent = in_turns(list(ways.values()), options.rounds)
+    rows = []
+    for name, mine in zip(ways, spent, strict=True):
+        ratios = [plain / own for plain, own in zip(spent[0], mine, strict=True)]
+        rows.append([name, options.batch / median(mine), median(ratios)])
     publish(
         "pretraining", f"Pretraining, {options.channels} channels, batch {options.batch}, 48-pixel patches, "
         f"{torch.get_num_threads()} threads",

@@ -46,7 +46,7 @@ class Mosaic:
         return self._sum_HWV
 
     def _first(self, block: int) -> int:
-        return block * self._patches.stride + self._patches.origin - self._patches.blend
+        return block * self._patches.stride + self._patches.origin - self._patches.margin
 
 
 def fade(patches: PatchConfig) -> Tensor:
@@ -55,6 +55,6 @@ def fade(patches: PatchConfig) -> Tensor:
     >>> fade(PatchConfig(size=8, stride=4, blend=1))
     tensor([0.2500, 0.7500, 1.0000, 1.0000, 0.7500, 0.2500])
     """
-    blend, side = patches.blend, patches.stride + 2 * patches.blend
+    blend, side = patches.margin, patches.wide.stride
     rise = (torch.arange(side) + 0.5) / max(2 * blend, 1)
     return torch.minimum(rise, rise.flip(0)).clamp(max=1.0) if blend else torch.ones(side)

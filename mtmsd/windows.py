@@ -31,10 +31,12 @@ class PatchConfig:
     """Side of a pretraining patch, pixels."""
     window: int | None = None
     """Side of a window that features are read from, pixels; absent: the patch's."""
-    stride: int = 4
-    """Side of the block that one window answers for, pixels; 1 = a window for every pixel (exact)."""
-    blend: int = 0
-    """Pixels on either side of a border between blocks over which one window's answer fades into the next."""
+    stride: int = 0
+    """Side of the block that one window answers for, pixels; 1 = a window for every pixel (exact);
+    0 or absent: half of the window."""
+    blend: int | None = None
+    """Pixels on either side of a border between blocks over which one window's answer fades into the next;
+    absent: a sixth of the stride, at most 8, as the window allows."""
     padding: Padding = "reflect"
     """What lies beyond the scene's edge: zeros as in the paper, or the scene reflected."""
 
@@ -42,15 +44,17 @@ class PatchConfig:
         """Refuse windows that cannot hold their block."""
         if self.size < 4:
             raise ValueError(f"patches.size must be at least 4 pixels, found {self.size}")
+        if self.stride == 0:
+            object.__setattr__(self, "stride", self.side // 2)
         if not 1 <= self.stride <= self.side:
             raise ValueError(
                 f"patches.stride must lie in 1..{self.side}, the side of a window, found {self.stride}"
             )
 
-        most = min(self.stride // 2, (self.side - self.stride) // 2)
-        if not 0 <= self.blend <= most:
+        if not 0 <= self.margin <= self._most:
             raise ValueError(
-                f"patches.blend must lie in 0..{most} (half a stride, inside the window), found {self.blend}"
+                f"patches.blend must lie in 0..{self._most} (half a stride, inside the window), "
+                f"found {self.blend}"
             )
 
     @property
@@ -69,14 +73,23 @@ class PatchConfig:
         return self.side - self.stride - self.before
 
     @property
+    def margin(self) -> int:
+        """``blend``, or what stands for it."""
+        return min(self.stride // 6, 8, self._most) if self.blend is None else self.blend
+
+    @property
+    def _most(self) -> int:
+        return min(self.stride // 2, (self.side - self.stride) // 2)
+
+    @property
     def origin(self) -> int:
         """First row (column) of the first block."""
-        return -(self.stride // 2) if self.blend else 0
+        return -(self.stride // 2) if self.margin else 0
 
     @property
     def wide(self) -> "PatchConfig":
         """The same windows with blocks that hold their margins."""
-        return replace(self, stride=self.stride + 2 * self.blend, blend=0)
+        return replace(self, stride=self.stride + 2 * self.margin, blend=0)
 
     def block(self, position: IntArray) -> IntArray:
         """Row (column) of the block that holds each row (column) of pixels.
@@ -102,7 +115,7 @@ class PatchConfig:
         >>> PatchConfig(stride=4).blocks(16), PatchConfig(stride=4, blend=1).blocks(16)
         (4, 5)
         """
-        return -(-(pixels - self.origin + self.blend) // self.stride)
+        return -(-(pixels - self.origin + self.margin) // self.stride)
 
 
 def pad_index(start: int, stop: int, limit: int, padding: Padding) -> tuple[IntArray, NDArray[np.bool_]]:

@@ -117,7 +117,7 @@ class Config(_Section):
     def tile(self) -> int:
         """Side of a tile of the map, pixels."""
         stride = self.patches.stride
-        usual = max(_TILE, 6 * stride) if self.patches.blend else _TILE
+        usual = max(_TILE, 6 * stride) if self.patches.margin else _TILE
         return self.map.tile or max(1, round(usual / stride)) * stride
 
     @property

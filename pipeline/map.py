@@ -15,8 +15,9 @@ from ray.actor import ActorHandle
 from mtmsd.features import Features
 from mtmsd.mosaic import Mosaic
 from mtmsd.purify import Selection
+from mtmsd.split import TEST
 from mtmsd.windows import windows_of_tile
-from pipeline.artifacts import RunFolder, read_json
+from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.classes import table_of, to_attributes
 from pipeline.cluster import share_out
 from pipeline.config import Config
@@ -64,6 +65,20 @@ def finish(folder: RunFolder, scene: Scene) -> None:
     write_overviews(folder.map, scene)
     write_cogs(folder.map, scene, folder.path)
     preview(folder.map, folder.path / "map_preview.png")
+    if folder.metrics.exists() and folder.features.exists():
+        write_json(folder.metrics, read_json(folder.metrics) | {"map_oa": score(folder)})
+
+
+def score(folder: RunFolder) -> float:
+    """Share of the test pixels at which the finished map is right.
+
+    ``oa`` scores each test pixel by its own block's window alone; on the map neighbouring windows blend.
+    """
+    group: Any = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    split, label, y, x = (np.asarray(group[n][...]) for n in ("split", "label", "y_index", "x_index"))
+    tested = split == TEST
+    found: Any = zarr.open_group(folder.map, mode="r", use_consolidated=False)["class"]
+    return float((found.vindex[y[tested], x[tested]] == label[tested]).mean())
 
 
 class _Regions:

@@ -25,6 +25,7 @@ from pipeline.report_text import (
     area_digits,
     areas_meaning,
     duration,
+    map_meaning,
     number,
     percent,
     size,
@@ -177,7 +178,7 @@ def _metrics(folder: RunFolder) -> Context | None:
     ]
     described = (split["protocol"], drawn, f"guard {split.get('guard_px', 0)} px")
     return metrics | {
-        "meaning": split_meaning(metrics),
+        "meaning": " ".join(filter(None, [split_meaning(metrics), map_meaning(metrics)])),
         "drawn": ", ".join([*described, f"seed {split.get('seed', 0)}"]),
         "per_class": per_class,
         "rows": list(zip(per_class, rows, strict=True)),

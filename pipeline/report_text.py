@@ -42,6 +42,17 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def map_meaning(metrics: dict[str, Any]) -> str:
+    """What the finished map's own accuracy adds, where it differs."""
+    found = metrics.get("map_oa")
+    if found is None or abs(found - metrics["oa"]) < 5e-5:
+        return ""
+    return (
+        "Scored here: each test pixel as its own window sees it. Neighbouring windows blend on the map, "
+        f"which is right at {percent(found)} of the same pixels."
+    )
+
+
 def split_meaning(metrics: Context) -> str:
     """Return a sentence or two on what scores on this split stand for."""
     split, overlap = metrics["split"], metrics.get("overlap")

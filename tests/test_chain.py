@@ -119,6 +119,8 @@ def test_map_is_the_classifiers_answer(finished: Path) -> None:
     result = _map(finished)
     assert np.array_equal(codes[answer.position_N.numpy()], result["class"][at])
     np.testing.assert_allclose(answer.confidence_N.numpy(), result["confidence"][at], atol=1e-5)
+    metrics = read_json(finished / "metrics.json")
+    assert metrics["map_oa"] == pytest.approx(metrics["oa"])  # these windows do not blend
 
 
 def test_the_benchmarks_learner_is_the_pipeline(finished: Path) -> None:

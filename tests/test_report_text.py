@@ -4,7 +4,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.report_text import area, area_digits, duration, number, percent, size, split_meaning
+from pipeline.report_text import (
+    area,
+    area_digits,
+    duration,
+    map_meaning,
+    number,
+    percent,
+    size,
+    split_meaning,
+)
 
 
 def test_sentences_about_the_split() -> None:
@@ -50,3 +59,8 @@ def test_sentences_about_the_split() -> None:
 )
 def test_numbers_for_people(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_the_maps_own_accuracy_is_told_where_it_differs() -> None:
+    assert map_meaning({"oa": 0.95}) == map_meaning({"oa": 0.95, "map_oa": 0.95}) == ""
+    assert "right at 96.0" in map_meaning({"oa": 0.95, "map_oa": 0.96})

@@ -71,7 +71,7 @@ def test_blocks_that_blend_make_up_the_tile(
     most = min(patches.stride // 2, (patches.side - patches.stride) // 2)
     patches = replace(patches, blend=data.draw(st.integers(0, most)))
     mosaic = Mosaic(height, width, 2, patches)
-    side, first = patches.wide.stride, patches.origin - patches.blend
+    side, first = patches.wide.stride, patches.origin - patches.margin
     assert patches.corner(np.int64(0)) + patches.wide.before == first
     for row in range(patches.blocks(height)):
         for column in range(patches.blocks(width)):
