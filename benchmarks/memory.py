@@ -1,4 +1,4 @@
-"""Does memory grow with the scene, and time faster than it? The map stage of scenes 1, 4 and 16 times as large.
+"""Does memory grow with the scene, and time faster than it? Maps of scenes 1, 4 and 16 times as large.
 
 ``python -m benchmarks.memory [--small 600x1200] [--grow 1,2,4]``: stand-in runs of a small U-Net through Ray.
 Peak resident memory of the largest process.
