@@ -216,7 +216,9 @@ def test_training_repeats_bit_for_bit(finished: Path, run_copy: Path, tiny_scene
     for name in names:
         mine, theirs = load_file(run_copy / name), load_file(finished / name)
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
-    assert read_json(run_copy / "metrics.json") == read_json(finished / "metrics.json")
+    whole = read_json(finished / "metrics.json")
+    del whole["map_oa"]  # of a stage that this run has not reached
+    assert read_json(run_copy / "metrics.json") == whole
     assert not (run_copy / "map.zarr").exists(), "results of stages that follow must not stay"
 
 

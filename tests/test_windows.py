@@ -20,7 +20,7 @@ FloatArray = NDArray[np.float32]
 @st.composite
 def patch_configs(draw: st.DrawFn) -> PatchConfig:
     size = draw(st.integers(4, 14))
-    return PatchConfig(size=size, stride=draw(st.integers(1, size)), padding=draw(PADDING))
+    return PatchConfig(size=size, stride=draw(st.integers(1, size)), blend=0, padding=draw(PADDING))
 
 
 def numbered(height: int, width: int) -> FloatArray:
@@ -157,10 +157,20 @@ def test_the_pixel_lies_at_half_the_window_as_in_the_paper() -> None:
     ("size", "stride", "message"),
     [
         (3, 1, "patches.size must be at least 4"),
-        (8, 0, "patches.stride"),
+        (8, -1, "patches.stride"),
         (8, 9, r"patches.stride must lie in 1\.\.8"),
     ],
 )
 def test_impossible_windows_are_refused(size: int, stride: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PatchConfig(size=size, stride=stride)
+
+
+def test_what_is_absent_follows_the_window() -> None:
+    """Half of the window; a sixth of that, at most 8, where the window has room."""
+    found = [(p.stride, p.margin) for p in (
+        PatchConfig(size=48), PatchConfig(size=48, window=96), PatchConfig(size=16), PatchConfig(size=8),
+        PatchConfig(size=48, window=96, stride=92), PatchConfig(size=48, stride=48),
+        PatchConfig(size=48, stride=4),
+    )]  # fmt: skip
+    assert found == [(24, 4), (48, 8), (8, 1), (4, 0), (92, 2), (48, 0), (4, 0)]
