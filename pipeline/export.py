@@ -72,13 +72,14 @@ def preview(map_path: str | Path, out_png: str | Path, max_side: int = 1200) -> 
     axes = figure.add_subplot()
     axes.imshow(image, interpolation="nearest")
     axes.set_axis_off()
+    longest = max(map(len, table.names))
     figure.legend(
         handles=[
             Patch(facecolor=color, edgecolor="0.4", linewidth=0.5, label=name)
             for name, color in zip(table.names, table.colors, strict=True)
         ],
         loc="outside lower center" if wide else "outside right upper",
-        ncols=max(1, int(size[0] / 1.9)) if wide else 1,
+        ncols=max(1, int(size[0] / (0.6 + 0.07 * longest))) if wide else 1,
         frameon=False,
     )
     partial = Path(out_png).with_suffix(".partial.png")
