@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 
 from benchmarks.learn import Learner, Learnt
 from benchmarks.record import publish
-from mtmsd.ensemble import Ensemble
-from mtmsd.features import Features, Readout
+from mtmsd.features import Readout
 from mtmsd.mosaic import Mosaic
 from mtmsd.split import TEST
 from mtmsd.windows import PatchConfig
 from pipeline.artifacts import read_json
 from pipeline.labels import labelled_split
 from pipeline.scene import Scene, open_scene
+
+_AT_ONCE = 512
+"""Pixels that the ensemble classifies at once."""
 
 
 def main() -> None:
@@ -102,19 +104,11 @@ class Bench(Learner):
             corners = patches.corner(np.array(mine)) + shift
             read = [self.reduced.window(y, y + side, x, x + side, patches) for y, x in corners]
             features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
+            votes = ensemble.window_votes(features.pooled_NTK)
             for i, (row, column) in enumerate(mine):
-                _add(mosaic, row, column, features, ensemble, i)
+                mosaic.add_window(row, column, features, votes, i, ensemble, _AT_ONCE)
         answer = ensemble.decide(mosaic.values_HWV.flatten(0, 1))
         return answer.position_N.numpy().reshape(height, width)
-
-
-def _add(mosaic: Mosaic, row: int, column: int, features: Features, ensemble: Ensemble, window: int) -> None:
-    votes, mine = ensemble.window_votes(features.pooled_NTK[window : window + 1]), mosaic.inside(row, 0)
-    for first in range(mine.start, mine.stop, 8):
-        rows = slice(first, min(first + 8, mine.stop))
-        at = window, rows.start, rows.stop
-        values = ensemble.evidence(features.rows(*at), votes, features.spectra_rows(*at))
-        mosaic.add(row, column, rows, values)
 
 
 def border_ratio(maps_HW: Sequence[NDArray[np.int64]], patches: PatchConfig) -> float:

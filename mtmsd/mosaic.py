@@ -3,12 +3,15 @@
 Norms, attention and noise belong to a window, so neighbouring windows disagree a little about the pixels
 at their common border, and large blocks leave seams in the map. With ``patches.blend`` = b blocks reach b
 pixels over their borders; there the evidence fades linearly from one window to the next.
-Shapes: H W rows and columns of the tile; Q side of a block with its margins; V values of a pixel.
+Shapes: H W rows and columns of the tile; Q side of a block with its margins; P pixel; V values of a pixel;
+M member, T timestep, N window, K kept channel.
 """
 
 import torch
 from torch import Tensor
 
+from mtmsd.ensemble import Ensemble
+from mtmsd.features import Features
 from mtmsd.windows import PatchConfig
 
 
@@ -39,6 +42,36 @@ class Mosaic:
         weight = self._weight_Q[rows, None, None] * self._weight_Q[columns, None]
         values = values_PV.cpu().reshape(rows.stop - rows.start, len(self._weight_Q), -1)[:, columns]
         self._sum_HWV[first + rows.start : first + rows.stop, self.place(column, 1)] += weight * values
+
+    def add_window(
+        self,
+        row: int,
+        column: int,
+        features: Features,
+        votes_MTNK: Tensor,
+        window: int,
+        ensemble: Ensemble,
+        pixels: int,
+    ) -> None:
+        """Take in what the ensemble says of one window's block, with its margins.
+
+        Args:
+            row: Of the block.
+            column: Of the block.
+            features: Of some windows, read with ``patches.wide``.
+            votes_MTNK: ``Ensemble.window_votes`` of the same windows.
+            window: Which of them.
+            ensemble: Answers.
+            pixels: As many are classified at once, in whole rows and at least one.
+        """
+        votes, mine = votes_MTNK[:, :, window : window + 1], self.inside(row, 0)
+        step = max(1, pixels // len(self._weight_Q))
+        for first in range(mine.start, mine.stop, step):
+            rows = slice(first, min(first + step, mine.stop))
+            at = window, rows.start, rows.stop
+            self.add(
+                row, column, rows, ensemble.evidence(features.rows(*at), votes, features.spectra_rows(*at))
+            )
 
     @property
     def values_HWV(self) -> Tensor:

@@ -50,7 +50,6 @@ class PatchConfig:
             raise ValueError(
                 f"patches.stride must lie in 1..{self.side}, the side of a window, found {self.stride}"
             )
-
         if not 0 <= self.margin <= self._most:
             raise ValueError(
                 f"patches.blend must lie in 0..{self._most} (half a stride, inside the window), "

@@ -12,7 +12,6 @@ import zarr
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from mtmsd.features import Features
 from mtmsd.mosaic import Mosaic
 from mtmsd.purify import Selection
 from mtmsd.split import TEST
@@ -130,25 +129,13 @@ class MapActor:
 
     @torch.inference_mode()
     def _add(self, mosaic: Mosaic, at: list[tuple[int, int]], windows_NCWW: NDArray[np.float32]) -> None:
-        """Take some windows' evidence into the mosaic, as many rows at once as ``map.pixels`` allows."""
+        """Take in what the ensemble says of some windows."""
         features = self._extract(torch.from_numpy(np.nan_to_num(windows_NCWW)))
         if self._meter is not None:
             self._meter.add.remote(0, 0, 0, 0, 0, len(at) * features.pooled_NTK.shape[1])
         votes = self._ensemble.window_votes(features.pooled_NTK)
-        step = max(1, self._pixels // self._config.patches.wide.stride)
         for i, (row, column) in enumerate(at):
-            mine = mosaic.inside(row, 0)
-            for first in range(mine.start, mine.stop, step):
-                rows = slice(first, min(first + step, mine.stop))
-                mosaic.add(row, column, rows, self.evidence(features, votes, i, rows))
-
-    def evidence(
-        self, features: Features, votes_MTNK: torch.Tensor, window: int, rows: slice
-    ) -> torch.Tensor:
-        """What the ensemble says of some rows of a window's block."""
-        at = window, rows.start, rows.stop
-        votes = votes_MTNK[:, :, window : window + 1]
-        return self._ensemble.evidence(features.rows(*at), votes, features.spectra_rows(*at))
+            mosaic.add_window(row, column, features, votes, i, self._ensemble, self._pixels)
 
     def _decide(self, mosaic: Mosaic, valid: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
         """Class code, confidence and entropy of a tile's pixels, strip by strip."""
