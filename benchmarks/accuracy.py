@@ -65,7 +65,7 @@ def main(
     overrides: tuple[str, ...],
 ) -> None:
     """Compare the pipeline with its peers on the same training and test pixels."""
-    seeds, protocols = _seeds(seed_list), _protocols(protocol_list)
+    seeds, protocols = seed_numbers(seed_list), protocol_names(protocol_list)
     for protocol in protocols:
         load_config(config_file, overrides_of(overrides, protocol))
     scene = open_scene(url)
@@ -75,7 +75,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     command = [url, *(["--config", config_file] if config_file else [])]
     base = RunFolder(folder / "base")
-    _pipeline(command, base, overrides_of(overrides, None), "pretrain")
+    pipeline_until(command, base, overrides_of(overrides, None), "pretrain")
     records = base.records()
     report: dict[str, Any] = about() | {
         "scene": {"name": Path(scene.url).stem} | read_json(base.run)["scene"],
@@ -106,14 +106,16 @@ def main(
     print(page)
 
 
-def _seeds(text: str) -> list[int]:
+def seed_numbers(text: str) -> list[int]:
+    """Seeds from a list such as 0,1,2."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
         raise UserError(f"--seeds {text}: expected distinct integers from 0 such as 0,1,2")
     return [int(part) for part in parts]
 
 
-def _protocols(text: str) -> list[str]:
+def protocol_names(text: str) -> list[str]:
+    """Names of ``PROTOCOLS`` from a list with commas."""
     parts = [part.strip() for part in text.split(",")]
     if not set(parts) <= set(PROTOCOLS) or len(set(parts)) < len(parts):
         raise UserError(f"--protocols {text}: expected some of {', '.join(PROTOCOLS)}, each once")
@@ -143,7 +145,7 @@ def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
     return chosen
 
 
-def _pipeline(command: list[str], run: RunFolder, overrides: list[str], until: str) -> None:
+def pipeline_until(command: list[str], run: RunFolder, overrides: list[str], until: str) -> None:
     """Run the pipeline as a user does; a finished run is only checked against the settings.
 
     Ends the program with the pipeline's exit code when it fails: its own message stands last.

@@ -1,0 +1,164 @@
+"""The parts beside each other on one scene: accuracy, size and time of each, through the whole pipeline.
+
+``python -m benchmarks.parts --scene SCENE --config FILE --out DIR [--seeds 0,1,2]
+[--protocols random,blocks] [--parts NAME,...]``. Reduction and pretraining see no labels: parts with the same
+U-Net share them (DIR/base, DIR/base_multistage), and each run (DIR/<protocol>_seed<n>/<part>) begins from a
+copy. The same command resumes. Leaves DIR/parts.json and DIR/parts.md.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from safetensors import safe_open
+
+from benchmarks.accuracy import overrides_of, pipeline_until, protocol_names, seed_numbers
+from benchmarks.record import about
+from pipeline.artifacts import RunFolder, read_json, write_json
+from pipeline.config import load_config
+from pipeline.errors import UserError, run_command
+
+PARTS = {
+    "selective fusion (default)": [],
+    "hyperfeatures": ["fusion.kind=hyperfeatures"],
+    "one timestep": ["features.timesteps=[50]"],
+    "one timestep, one stage": ["features.timesteps=[50]", "features.stages=[5]"],
+    "multistage U-Net": ["unet.kind=multistage"],
+    "SSFTT alone": ["classifier.kind=ssftt", "features.spectra=[]"],
+    "SSFTT with diffusion features": ["classifier.kind=diffusion_ssftt", "features.spectra=[]"],
+    "supertokens": ["map.regions=supertokens"],
+}
+"""Name in the table -> settings beside the configuration's."""
+_COLUMNS = {
+    "oa": "OA %", "aa": "AA %", "kappa": "kappa x 100", "map_oa": "OA of the map %",
+    "parameters": "parameters of the classifier", "unet_parameters": "of the U-Net",
+    "train_s": "features and training, s", "map_s": "map, s",
+}  # fmt: skip
+_PERCENT = ("oa", "aa", "kappa", "map_oa")
+
+
+@click.command()
+@click.option("--scene", "url", required=True, metavar="SCENE", help="Zarr group with labels.")
+@click.option("--config", "config_file", metavar="FILE", help="YAML configuration; see configs/.")
+@click.option("--out", required=True, metavar="DIR", help="Folder of the runs and the table.")
+@click.option("--seeds", "seed_list", default="0,1,2", show_default=True, help="Seeds of the split.")
+@click.option("--protocols", "protocol_list", default="random,blocks", show_default=True)
+@click.option("--parts", "part_list", help="Some of the parts, by name; all when absent.")
+@click.option(
+    "--set", "overrides", metavar="[PROTOCOL:]KEY=VALUE", multiple=True,
+    help="Override for all runs, or for one protocol: blocks:split.train_per_class=30.",
+)  # fmt: skip
+def main(
+    url: str,
+    config_file: str | None,
+    out: str,
+    seed_list: str,
+    protocol_list: str,
+    part_list: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Run the parts on the same splits of one scene."""
+    seeds, protocols, parts = seed_numbers(seed_list), protocol_names(protocol_list), _parts(part_list)
+    command = [url, *(["--config", config_file] if config_file else [])]
+    for part in parts:
+        for protocol in protocols:
+            load_config(config_file, [*overrides_of(overrides, protocol), *PARTS[part]])
+    folder = Path(out).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for part in parts:
+        base = _base(command, folder, part, overrides)
+        for protocol in protocols:
+            for seed in seeds:
+                run = RunFolder(folder / f"{protocol}_seed{seed}" / _file_name(part))
+                settings = [*overrides_of(overrides, protocol), *PARTS[part], f"split.seed={seed}"]
+                _begin_from(base, run)
+                pipeline_until(command, run, settings, "map")
+                rows.append({"part": part, "protocol": protocol, "seed": seed} | scores(run))
+    report = about() | {"scene": Path(url).stem, "rows": rows}
+    write_json(folder / "parts.json", report)
+    page = markdown(report)
+    (folder / "parts.md").write_text(page)
+    print(page)
+
+
+def _parts(text: str | None) -> list[str]:
+    names = [name.strip() for name in text.split(",")] if text else list(PARTS)
+    if unknown := [name for name in names if name not in PARTS]:
+        raise UserError(f"--parts {unknown[0]}: expected some of {'; '.join(PARTS)}")
+    return names
+
+
+def _file_name(part: str) -> str:
+    return "_".join("".join(c if c.isalnum() else " " for c in part.lower()).split())
+
+
+def _base(command: list[str], folder: Path, part: str, overrides: Sequence[str]) -> RunFolder:
+    """The run that has reduced the cube and pretrained the part's U-Net."""
+    unet = [setting for setting in PARTS[part] if setting.startswith("unet.")]
+    base = RunFolder(folder / ("base_" + _file_name(part) if unet else "base"))
+    pipeline_until(command, base, [*overrides_of(overrides, None), *unet], "pretrain")
+    return base
+
+
+def _begin_from(base: RunFolder, run: RunFolder) -> None:
+    """Copy what the parts share, unless the run has begun."""
+    if run.path.exists():
+        return
+    partial = run.path.with_name(f"{run.path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(base.path, partial, ignore=shutil.ignore_patterns("step-*.pt", ".lock"))
+    partial.rename(run.path)
+
+
+def scores(run: RunFolder) -> dict[str, float]:
+    """What a finished run says of its part; seconds of one that was resumed are those of its last attempt."""
+    metrics, records = read_json(run.metrics), run.records()
+    found = {key: float(metrics[key]) for key in _PERCENT}
+    found["parameters"] = sum(_values(path) for path in sorted(run.classifier.glob("member_*.safetensors")))
+    found["unet_parameters"] = _values(run.unet) if run.unet.exists() else 0
+    found["train_s"] = sum(records[stage]["wall_s"] for stage in ("extract", "classify"))
+    return found | {"map_s": records["map"]["wall_s"]}
+
+
+def _values(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Mean and, over several seeds, standard deviation of each part on each split."""
+    lines = [
+        f"# Parts on {report['scene']}", "",
+        f"- {report['date']}, commit {report['commit']}", f"- Machine: {report['machine']}",
+        f"- Command: `{report['command']}`", "",
+        "| split (seeds) | part | " + " | ".join(_COLUMNS.values()) + " |",
+        "|" + "---|" * (len(_COLUMNS) + 2),
+    ]  # fmt: skip
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        groups.setdefault((row["protocol"], row["part"]), []).append(row)
+    for (protocol, part), rows in groups.items():
+        cells = [_cell(key, [row[key] for row in rows]) for key in _COLUMNS]
+        lines.append(f"| {protocol} ({len(rows)}) | {part} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(key: str, values: Sequence[float]) -> str:
+    if key not in _PERCENT:
+        return f"{np.mean(values):,.0f}"
+    spread = f" ± {100 * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.2f}{spread}"
+
+
+def cli(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run_command(main, "parts", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,68 @@
+"""The table of the parts: what a run says of its part, means over seeds, names that are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks import parts
+from benchmarks.timestep_stage import _of
+from benchmarks.windows import Bench
+from mtmsd.features import FeatureConfig
+from mtmsd.unet import UNetConfig
+from pipeline.artifacts import RunFolder, write_json
+from pipeline.config import load_config
+from pipeline.errors import UserError
+
+
+@pytest.mark.parametrize("part", parts.PARTS)
+@pytest.mark.parametrize("config", ["salinas_a", "indian_pines_subset", "houston2018_crop"])
+def test_every_part_goes_with_the_scenes_configurations(part: str, config: str) -> None:
+    load_config(f"configs/{config}.yaml", parts.PARTS[part])
+
+
+def test_scores_of_a_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    write_json(run.metrics, {"oa": 0.5, "aa": 0.25, "kappa": 0.75, "map_oa": 1, "n_test": 4})
+    write_json(run.stages, {"extract": {"wall_s": 3.0}, "classify": {"wall_s": 4.0}, "map": {"wall_s": 5.0}})
+    run.classifier.mkdir()
+    for member in (0, 1):
+        save_file({"a": torch.zeros(2, 3), "b": torch.zeros(4)}, run.member(member))
+    found = parts.scores(run)
+    assert found["parameters"] == 20
+    assert found["unet_parameters"] == 0
+    assert found["train_s"] == 7
+    assert (found["oa"], found["map_oa"], found["map_s"]) == (0.5, 1, 5)
+
+
+def test_the_table_has_means_and_deviations() -> None:
+    row = {"parameters": 2000, "unet_parameters": 7, "train_s": 1.0, "map_s": 2.0}
+    rows = [
+        row | {"protocol": "random", "part": "p", "oa": oa, "aa": 0.5, "kappa": 0.5, "map_oa": 0.5}
+        for oa in (0.90, 0.94)
+    ]
+    page = parts.markdown(
+        {"scene": "s", "date": "d", "commit": "c", "machine": "m", "command": "x", "rows": rows}
+    )
+    assert "| random (2) | p | 92.00 ± 2.83 | 50.00 ± 0.00 |" in page
+    assert "| 2,000 | 7 | 1 | 2 |" in page
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(UserError, match="--parts nothing: expected some of selective fusion"):
+        parts._parts("hyperfeatures,nothing")
+
+
+def test_features_of_one_timestep_and_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, ["unet.channels=32", "patches.size=16"])
+    features = FeatureConfig(timesteps=(5, 10, 20), stages=(0, 3, 5))
+    widths = [UNetConfig(channels=32).stage_shape(stage, 16)[0] for stage in features.stages]
+    bench = Bench.__new__(Bench)
+    bench.config = config
+    values = torch.arange(3 * sum(widths)).reshape(1, 3, -1)
+    centre, pooled, spectra = _of((values, -values, torch.ones(1, 2)), bench, features, [1], [2, 0])
+    wanted = [*range(sum(widths[:2]), sum(widths)), *range(widths[0])]
+    assert centre[0].tolist() == [[sum(widths) + i for i in wanted]]
+    assert torch.equal(pooled, -centre)
+    assert torch.equal(spectra, torch.ones(1, 2))
