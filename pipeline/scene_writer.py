@@ -1,9 +1,8 @@
 """Write a scene: reflectance, labels, wavelengths and grid, lazily and all or nothing."""
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import zarr
 from dask.base import compute
 from zarr.codecs import BloscCodec
 
-from pipeline import georeference
+from pipeline import georeference, storage
 from pipeline.classes import ClassTable, to_attributes
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_trouble, store_says
 from pipeline.georeference import Transform
 from pipeline.scene_arrays import encode_fill
 
@@ -42,7 +41,7 @@ def write_scene(
     """Write a scene as a Zarr v3 group; it appears under ``path`` once it is complete.
 
     Args:
-        path: A local path where nothing lies yet.
+        path: A local path or a URL where nothing lies yet.
         reflectance: NumPy or dask array (band, y, x); dask arrays are computed block by block.
         wavelength_nm: One value for each band.
         crs: What pyproj understands: "EPSG:26915", WKT, ….
@@ -67,8 +66,7 @@ def write_scene(
     if wavelength_nm is not None:
         described["coordinates"] = "wavelength"
     chunks = (bands_per_chunk or reflectance.shape[0], chunk, chunk)
-    with _appearing(target) as partial:
-        group = zarr.create_group(partial, zarr_format=3, attributes=dict(attributes or {}))
+    with _appearing(target, dict(attributes or {})) as group:
         stored = [_create(group, "reflectance", reflectance, chunks, fill_value, described)]
         if labels is not None:
             codes, table = _label_codes(labels, classes, target)
@@ -79,28 +77,39 @@ def write_scene(
         _add_wavelengths(group, wavelength_nm)
         centres = georeference.pixel_centres(transform, *reflectance.shape[1:]) if transform else None
         georeference.write_grid(group, crs_wkt, transform, *(centres or (None, None)))
-        georeference.consolidate(group)
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """Give a sibling to write into, which becomes the target unless something fails."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+def _appearing(target: Path, attributes: dict[str, Any]) -> Iterator[zarr.Group]:
+    """Give a group to write into, which becomes the target unless something fails.
+
+    Locally it is a sibling that is renamed. In an object store, the metadata of the root are taken away
+    and come back last: without them there is no group.
+    """
+    local = storage.is_local(target)
+    place = target.with_name(f"{target.name}.{os.getpid()}.partial") if local else target
     try:
-        yield partial
-        partial.rename(_free_path(target))
-    except OSError as error:
-        raise UserError(f"scene {target}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        group = zarr.create_group(str(place), zarr_format=3, attributes=attributes)
+        root = place / "zarr.json"
+        described = root.read_bytes()
+        root.unlink()
+        yield group
+        root.write_bytes(described)
+        georeference.consolidate(group)
+        if local:
+            place.rename(_free_path(target))
+    except BaseException as error:
+        with suppress(Exception):
+            storage.remove(place)
+        if not is_trouble(error):
+            raise
+        raise UserError(f"scene {target}: could not be written: {store_says(error)}") from error
 
 
 def _free_path(path: str | Path) -> Path:
     """Return the absolute path, after checking that nothing lies there."""
-    if "://" in str(path):
-        raise UserError(f"scene {path}: scenes are written to a local path; write it there, then copy it")
-    target = Path(path).resolve()
-    if target.exists():
+    target = storage.location(str(path)).resolve()
+    if target.exists():  # in an object store also what is no scene, or half of one
         raise UserError(f"scene {target}: exists already; choose another path or remove it")
     return target
 
