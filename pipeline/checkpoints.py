@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pipeline import storage
+from pipeline.errors import is_trouble
 
 _KEPT = 2
 
@@ -46,7 +47,7 @@ def _is_whole(path: Path) -> bool:
     try:
         with storage.local_copy(path) as file, zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except OSError:  # the disk's trouble, not the file's
-        raise
-    except Exception:  # whatever zipfile meets in garbage
+    except Exception as error:  # whatever zipfile meets in garbage
+        if is_trouble(error):  # the disk's, not the file's
+            raise
         return False

@@ -4,7 +4,7 @@ The file is created exclusively and touched every 10 seconds. Whether its holder
 
 - same machine (name, boot and process namespace): alive if its process exists and began when the lock says;
 - another machine: alive if the file is touched while we watch; dead if it was not for 120 seconds by the
-  clock of the file system (a file server may show a touch a minute late).
+  clock of the file system (a file server may show a touch a minute late) or of the object store.
 """
 
 import json

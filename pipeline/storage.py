@@ -215,9 +215,12 @@ def touch(path: Path, text: str) -> None:
 
 def touched_ns(path: Path) -> int:
     """When a file was last written or touched, ns by the clock of where it lies; 0 if it is gone."""
-    try:
-        if not is_local(path):
+    if not is_local(path):
+        try:
             return int(_store(path).modified(_key(path)).timestamp() * 1e9)
+        except FileNotFoundError:
+            return 0
+    try:
         with path.open() as file:  # opened, so that a file server is asked anew
             return os.fstat(file.fileno()).st_mtime_ns
     except OSError:

@@ -11,6 +11,7 @@ import pytest
 import s3fs
 import torch
 import zarr
+from botocore.exceptions import EndpointConnectionError
 from safetensors.torch import save_file
 
 from pipeline import lock, storage
@@ -216,15 +217,27 @@ def test_a_password_in_the_endpoint_is_not_shown() -> None:
     assert said == 'Could not connect to "http://…@127.0.0.1:1/bucket"'
 
 
+def test_what_cannot_be_read_now_is_not_damaged(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(place, 3, _state(3))
+
+    def unreachable(path: Path) -> None:
+        raise EndpointConnectionError(endpoint_url="http://127.0.0.1:9")
+
+    monkeypatch.setattr(storage, "local_copy", unreachable)
+    with pytest.raises(EndpointConnectionError):
+        drop_damaged(place)
+    assert len(checkpoints(place)) == 1
+
+
 def test_a_store_that_does_not_answer_is_asked_again(
     s3: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
     try:
-        with pytest.raises(Exception, match="Could not connect") as caught:
+        with pytest.raises(EndpointConnectionError) as caught:
             storage.mark(storage.location(f"s3://{BUCKET}/x"))
-        assert is_trouble(caught.value), "reads are tried again after it"
-        assert "check AWS_ENDPOINT_URL" in store_says(caught.value)
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+    assert is_trouble(caught.value), "reads are tried again after it"
+    assert "check AWS_ENDPOINT_URL" in store_says(caught.value)
