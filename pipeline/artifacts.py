@@ -199,7 +199,7 @@ class RunFolder:
             return
         if not self.run.exists():
             known = ("scene.zarr", ".lock", "run.json.partial")
-            if all(entry.name.startswith(known) for entry in self.path.iterdir()):
+            if all(name.startswith(known) for name in storage.names(self.path)):
                 return  # new, or the demo's scene, perhaps half made
             raise UserError(f"--out {self.path}: expected a new folder or a run, found other files")
         found = read_json(self.run)["scene"]

@@ -10,7 +10,10 @@ import dask.array as da
 import numpy as np
 import zarr
 from dask.base import compute
+from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.storage import FsspecStore, WrapperStore
 
 from pipeline import georeference, storage
 from pipeline.classes import ClassTable, to_attributes
@@ -66,7 +69,8 @@ def write_scene(
     if wavelength_nm is not None:
         described["coordinates"] = "wavelength"
     chunks = (bands_per_chunk or reflectance.shape[0], chunk, chunk)
-    with _appearing(target, dict(attributes or {})) as group:
+    with _appearing(target) as place:
+        group = zarr.create_group(place, zarr_format=3, attributes=dict(attributes or {}))
         stored = [_create(group, "reflectance", reflectance, chunks, fill_value, described)]
         if labels is not None:
             codes, table = _label_codes(labels, classes, target)
@@ -77,33 +81,68 @@ def write_scene(
         _add_wavelengths(group, wavelength_nm)
         centres = georeference.pixel_centres(transform, *reflectance.shape[1:]) if transform else None
         georeference.write_grid(group, crs_wkt, transform, *(centres or (None, None)))
+        georeference.consolidate(group)
 
 
 @contextmanager
-def _appearing(target: Path, attributes: dict[str, Any]) -> Iterator[zarr.Group]:
-    """Give a group to write into, which becomes the target unless something fails.
+def _appearing(target: Path) -> Iterator[str | Store]:
+    """Give a place to write a group into, which becomes the target unless something fails.
 
-    Locally it is a sibling that is renamed. In an object store, the metadata of the root are taken away
-    and come back last: without them there is no group.
+    A sibling that is renamed, or for a URL the target itself, whose root comes last.
     """
     local = storage.is_local(target)
     place = target.with_name(f"{target.name}.{os.getpid()}.partial") if local else target
     try:
-        group = zarr.create_group(str(place), zarr_format=3, attributes=attributes)
-        root = place / "zarr.json"
-        described = root.read_bytes()
-        root.unlink()
-        yield group
-        root.write_bytes(described)
-        georeference.consolidate(group)
         if local:
+            yield str(place)
             place.rename(_free_path(target))
+        else:
+            store = _RootLast(FsspecStore.from_url(str(target)))
+            yield store
+            (target / _ROOT).write_bytes(store.root)
     except BaseException as error:
         with suppress(Exception):
             storage.remove(place)
         if not is_trouble(error):
             raise
         raise UserError(f"scene {target}: could not be written: {store_says(error)}") from error
+
+
+_ROOT = "zarr.json"
+
+
+class _RootLast(WrapperStore[Store]):
+    """A store that keeps the metadata of its root to itself: without them there is no group yet."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._root: Buffer | None = None
+
+    @property
+    def root(self) -> bytes:
+        """What is to be written last."""
+        assert self._root is not None
+        return self._root.to_bytes()
+
+    async def exists(self, key: str) -> bool:
+        return self._root is not None if key == _ROOT else await super().exists(key)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        if key == _ROOT:
+            return self._root
+        return await super().get(key, prototype or default_buffer_prototype(), byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        if key == _ROOT:
+            self._root = value
+        else:
+            await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        if not await self.exists(key):
+            await self.set(key, value)
 
 
 def _free_path(path: str | Path) -> Path:

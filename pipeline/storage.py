@@ -173,7 +173,8 @@ def names(folder: Path) -> list[str]:
         found = _store(folder).ls(_key(folder), detail=False)
     except FileNotFoundError:
         return []
-    return [key.rpartition("/")[2] for key in found]
+    # Consoles make an empty object to show a folder.
+    return [key.rpartition("/")[2] for key in found if not key.endswith("/")]
 
 
 def mark(path: Path) -> None:

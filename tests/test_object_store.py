@@ -15,10 +15,9 @@ import pytest
 import s3fs
 import zarr
 
-from pipeline import ingest
 from pipeline.artifacts import STAGES, RunFolder, read_json
 from pipeline.run import cli
-from pipeline.scene import open_scene, write_scene
+from pipeline.scene import write_scene
 from pipeline.storage import location
 from tests.conftest import ROOT, TINY, refused
 from tests.faults import Driver, assert_same
@@ -45,6 +44,7 @@ def _command(scene: str, *more: str) -> list[str]:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 def test_a_run_is_killed_resumed_and_like_a_local_one(
     s3: s3fs.S3FileSystem, scene: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,42 +98,6 @@ def _other(files: s3fs.S3FileSystem) -> str:
     return url
 
 
-def test_a_scene_written_there_is_the_one_written_here(s3: s3fs.S3FileSystem, tmp_path: Path) -> None:
-    np.save(tmp_path / "cube.npy", np.random.default_rng(3).random((40, 48, 6), np.float32))
-    url = f"s3://{BUCKET}/scenes/ingested.zarr"
-    for target in (url, str(tmp_path / "local.zarr")):
-        assert ingest.main([str(tmp_path / "cube.npy"), target, "--chunk", "16"]) == 0
-    there, here = open_scene(url), open_scene(str(tmp_path / "local.zarr"))
-    assert there.fingerprint() == here.fingerprint()
-    assert np.array_equal(there.read(0, 40, 0, 48), here.read(0, 40, 0, 48))
-
-
-def test_a_scene_is_not_written_over_anything(
-    s3: s3fs.S3FileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.save(tmp_path / "cube.npy", np.ones((8, 8, 3), np.float32))
-    s3.pipe_file(f"{BUCKET}/thesis/chapter.tex", b"years of work")
-    assert ingest.main([str(tmp_path / "cube.npy"), f"s3://{BUCKET}/thesis"]) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert s3.cat(f"{BUCKET}/thesis/chapter.tex") == b"years of work"
-    assert ingest.main([f"s3://{BUCKET}/cube.npy", str(tmp_path / "scene.zarr")]) == 2
-    assert "only SCENE may be a URL" in capsys.readouterr().err
-
-
-def test_half_a_scene_is_none(s3: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"s3://{BUCKET}/scenes/half.zarr"
-
-    def killed(*arguments: object, **options: object) -> None:
-        assert s3.find(url)
-        assert not s3.exists(f"{url}/zarr.json")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pipeline.scene_writer.da.store", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_scene(url, np.ones((3, 8, 8), np.float32))
-    assert not s3.find(url)
-
-
 def test_a_folder_of_another_scene_is_refused(
     s3: s3fs.S3FileSystem, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,9 +112,10 @@ def test_a_folder_of_another_scene_is_refused(
 
 def test_dry_run(s3: s3fs.S3FileSystem, capsys: pytest.CaptureFixture[str]) -> None:
     out = f"s3://{BUCKET}/runs/dry"
+    s3.call_s3("put_object", Bucket=BUCKET, Key="runs/dry/", Body=b"")  # as consoles make a folder
     assert cli([_other(s3), "--config", str(TINY), "--out", out, "--dry-run"]) == 0
     assert "an object store" in capsys.readouterr().out
-    assert not objects(s3, "runs/dry")
+    assert not {name for name in objects(s3, "runs/dry") if not name.endswith("/")}
 
 
 def test_a_missing_bucket(s3: s3fs.S3FileSystem, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,12 @@ import zarr
 from botocore.exceptions import EndpointConnectionError
 from safetensors.torch import save_file
 
-from pipeline import lock, storage
+from pipeline import ingest, lock, storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, save_checkpoint
 from pipeline.errors import UserError, is_trouble, store_says
 from pipeline.lock import NAME, locked
+from pipeline.scene import open_scene, write_scene
 from pipeline.trained import is_whole, read_weights
 from tests.object_store import BUCKET, served
 
@@ -215,6 +216,42 @@ def test_credentials_in_a_url_are_refused_and_not_shown(url: str) -> None:
 def test_a_password_in_the_endpoint_is_not_shown() -> None:
     said = store_says(OSError('Could not connect to "http://me:word@127.0.0.1:1/bucket"'))
     assert said == 'Could not connect to "http://…@127.0.0.1:1/bucket"'
+
+
+def test_a_scene_written_there_is_the_one_written_here(s3: s3fs.S3FileSystem, tmp_path: Path) -> None:
+    np.save(tmp_path / "cube.npy", np.random.default_rng(3).random((40, 48, 6), np.float32))
+    url = f"s3://{BUCKET}/scenes/ingested.zarr"
+    for target in (url, str(tmp_path / "local.zarr")):
+        assert ingest.main([str(tmp_path / "cube.npy"), target, "--chunk", "16"]) == 0
+    there, here = open_scene(url), open_scene(str(tmp_path / "local.zarr"))
+    assert there.fingerprint() == here.fingerprint()
+    assert np.array_equal(there.read(0, 40, 0, 48), here.read(0, 40, 0, 48))
+
+
+def test_a_scene_is_not_written_over_anything(
+    s3: s3fs.S3FileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "cube.npy", np.ones((8, 8, 3), np.float32))
+    s3.pipe_file(f"{BUCKET}/thesis/chapter.tex", b"years of work")
+    assert ingest.main([str(tmp_path / "cube.npy"), f"s3://{BUCKET}/thesis"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert s3.cat(f"{BUCKET}/thesis/chapter.tex") == b"years of work"
+    assert ingest.main([f"s3://{BUCKET}/cube.npy", str(tmp_path / "scene.zarr")]) == 2
+    assert "only SCENE may be a URL" in capsys.readouterr().err
+
+
+def test_half_a_scene_is_none(s3: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"s3://{BUCKET}/scenes/half.zarr"
+
+    def killed(*arguments: object, **options: object) -> None:
+        assert s3.find(url)
+        assert not s3.exists(f"{url}/zarr.json")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.scene_writer.da.store", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_scene(url, np.ones((3, 8, 8), np.float32))
+    assert not s3.find(url)
 
 
 def test_what_cannot_be_read_now_is_not_damaged(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
