@@ -13,10 +13,10 @@ import numpy as np
 import zarr
 from zarr.errors import BaseZarrError, ZarrUserWarning
 
+from pipeline import storage
 from pipeline.chunks import read_region
 from pipeline.classes import ClassTable, from_attributes, plain_table
 from pipeline.errors import UserError, store_says
-from pipeline.storage import check_url, missing_bucket, missing_package
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ZarrArray = zarr.Array[Any]
@@ -35,15 +35,17 @@ _LARGEST_CODE = 2**31 - 1
 def open_group(url: str) -> zarr.Group:
     """Open the Zarr group at a local path or fsspec URL for reading; UserError when none."""
     advice = "give the path of a scene, or make one with pipeline/ingest.py"
-    check_url(url)
+    storage.check_url(url)
     if "://" not in url and not Path(url).exists():
         raise UserError(f"scene {url}: no such file or folder; {advice}")
     try:
+        if "://" in url:
+            storage.ask(url)
         found = zarr.open(url, mode="r")
     except ImportError as error:
-        raise UserError(f"scene {url}: {missing_package(error)}") from error
+        raise UserError(f"scene {url}: {storage.missing_package(error)}") from error
     except (FileNotFoundError, BaseZarrError) as error:
-        if (bucket := missing_bucket(url)) is not None:
+        if (bucket := storage.missing_bucket(url)) is not None:
             raise UserError(f"scene {url}: the store has no bucket {bucket}; check its name") from error
         raise UserError(f"scene {url}: expected a Zarr group, found none; {advice}") from error
     except Exception as error:

@@ -71,6 +71,12 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
+def ask(url: str) -> None:
+    """Raise the store's error if it does not answer: one request, where Zarr has several under way."""
+    store, key = fsspec.url_to_fs(url)
+    store.exists(key)
+
+
 def missing_bucket(url: str) -> str | None:
     """The bucket of a URL if it is what is missing."""
     if not url.startswith("s3://"):

@@ -145,25 +145,31 @@ def test_missing_credentials(
     refused(capsys, [str(tmp_path / "s.zarr"), "--out", f"s3://{BUCKET}/x"], "--out s3://", *words)
 
 
-def test_an_endpoint_that_does_not_answer(
-    s3: s3fs.S3FileSystem, changed: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changed.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    refused(capsys, [f"s3://{BUCKET}/scene.zarr"], "Could not connect", "check AWS_ENDPOINT_URL")
+def _said(code: str, arguments: list[str], **environment: str) -> str:
+    """What the command writes to stderr, as a process of its own that ends with exit code 2."""
+    code += "\nimport sys; from pipeline.run import cli; sys.exit(cli(sys.argv[1:]))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    return ended.stderr
+
+
+def test_an_endpoint_that_does_not_answer(tmp_path: Path) -> None:
+    write_scene(tmp_path / "s.zarr", np.ones((6, 8, 8), np.float32))
+    for arguments in ([f"s3://{BUCKET}/s.zarr"], [str(tmp_path / "s.zarr"), "--out", f"s3://{BUCKET}/run"]):
+        said = _said("", arguments, AWS_ENDPOINT_URL="http://127.0.0.1:9")
+        assert "Could not connect" in said
+        assert "check AWS_ENDPOINT_URL" in said
 
 
 @pytest.mark.parametrize("arguments", [["s3://b/s.zarr"], ["s.zarr", "--out", "s3://b/run"]])
 def test_a_missing_package_is_named(arguments: list[str]) -> None:
-    code = "import sys; sys.modules['s3fs'] = None\nfrom pipeline.run import cli; sys.exit(cli(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *arguments]
-    ended = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("\n") == 1
-    assert "pip install s3fs universal_pathlib" in ended.stderr
+    said = _said("import sys; sys.modules['s3fs'] = None", arguments)
+    assert "pip install s3fs universal_pathlib" in said
 
 
 def test_credentials_in_urls(s3: s3fs.S3FileSystem, capsys: pytest.CaptureFixture[str]) -> None:
