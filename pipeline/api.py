@@ -23,6 +23,7 @@ from pipeline.api_scene import put_scene
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.storage import location
 
 __all__ = ["classify", "open_map"]
 
@@ -81,7 +82,7 @@ def classify(
             path = put_scene(scene, labels, run / "scene.zarr")
         arguments = [_absolute(path), "--out", str(run), *settings]
         if model is not None:
-            arguments += ["--model", str(Path(model).resolve())]
+            arguments += ["--model", _absolute(model)]
         _run(arguments, quiet)
         result = open_map(run)
         if isinstance(scene, xr.Dataset):
@@ -100,10 +101,10 @@ def open_map(folder: str | Path) -> xr.Dataset:
     Raises:
         UserError: The folder holds no map.
     """
-    run = RunFolder(Path(folder).resolve())
+    run = RunFolder(location(str(folder)).resolve())
     if not run.map.exists():
         raise UserError(f"{run.path}: expected a run folder with map.zarr, found none; run the stage map")
-    dataset: xr.Dataset = xr.open_zarr(run.map, chunks={}, decode_coords="all")
+    dataset: xr.Dataset = xr.open_zarr(str(run.map), chunks={}, decode_coords="all")
     dataset.attrs["run_folder"] = str(run.path)
     if run.metrics.exists():
         metrics = read_json(run.metrics)
@@ -118,7 +119,7 @@ def open_map(folder: str | Path) -> xr.Dataset:
 @contextmanager
 def _run_folder(folder: str | Path | None) -> Iterator[Path]:
     if folder is not None:
-        yield Path(folder).resolve()
+        yield location(str(folder)).resolve()
         return
     with tempfile.TemporaryDirectory(prefix="mtmsd-", ignore_cleanup_errors=True) as temporary:
         yield Path(temporary)

@@ -1,7 +1,6 @@
 """A scene from xarray: what a dataset holds, written as a Zarr scene."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import rioxarray  # noqa: F401
 import xarray as xr
 
+from pipeline import storage
 from pipeline.classes import ClassTable, from_attributes
 from pipeline.errors import UserError
 from pipeline.georeference import Transform
@@ -31,8 +31,9 @@ def put_scene(source: xr.Dataset | str | Path, labels: Any, path: Path) -> Path:
         UserError: The dataset is no scene, or another scene lies at ``path``.
     """
     dataset = source if isinstance(source, xr.Dataset) else _opened(str(source))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = path.with_name(f"{path.name}.{os.getpid()}.new") if path.exists() else path
+    storage.make_folder(path.parent, parents=True)
+    there = path.exists()
+    target = path.with_name(f"{path.name}.{os.getpid()}.new") if there else path
     reflectance = _reflectance(dataset)
     codes, classes = _labels(dataset, reflectance, labels)
     packing = {
@@ -53,11 +54,11 @@ def put_scene(source: xr.Dataset | str | Path, labels: Any, path: Path) -> Path:
             classes=classes,
             **packing,
         )
-        if target != path:
+        if there:
             _same(target, path)
     finally:
-        if target != path:
-            shutil.rmtree(target, ignore_errors=True)
+        if there:
+            storage.remove(target)
     return path
 
 

@@ -32,7 +32,7 @@ def write_areas(folder: RunFolder, scene: Scene) -> dict[str, Any]:
     weighted by area. ``left_out`` names classes of the map with fewer than two test pixels: their area is
     in no adjusted figure. Unknown figures are null.
     """
-    group = zarr.open_group(folder.map, mode="r", use_consolidated=False)
+    group = zarr.open_group(str(folder.map), mode="r", use_consolidated=False)
     table = class_table(group)
     per_row, surface = pixel_areas(scene)
     pixels, mapped = count_areas(group, np.asarray(table.codes), per_row)

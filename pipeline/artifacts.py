@@ -5,14 +5,13 @@ is done when ``stages.json`` says so, under the fingerprint of all that its resu
 """
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import storage
 from pipeline.config import STAGE_SECTIONS
 from pipeline.errors import UserError
 
@@ -38,12 +37,8 @@ _PATHS = {
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut may leave an empty file in its place
-    os.replace(temporary, path)
+    with storage.whole(path) as file:
+        file.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -146,15 +141,17 @@ class RunFolder:
         if records.pop(stage, None) is not None:
             write_json(self.stages, records)
         for path in (*self._owned(stage), self.markers(stage)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            storage.remove(path)
 
     def sweep(self, stage: str) -> None:
         """Delete what a killed run left half written of a stage: its ``.partial`` files and folders."""
+        if not storage.is_local(self.path):
+            return  # an upload leaves nothing half written
         for path in self._owned(stage):
             strays = [*path.parent.glob(f"{path.stem}*.partial*"), *path.parent.glob(f".{path.stem}.*")]
             strays += path.rglob("*.partial") if path.is_dir() else ()
             for stray in strays:
-                shutil.rmtree(stray) if stray.is_dir() else stray.unlink(missing_ok=True)
+                storage.remove(stray)
 
     def _owned(self, stage: str) -> tuple[Path, ...]:
         return {
@@ -172,18 +169,25 @@ class RunFolder:
 
     def markers(self, stage: str) -> Path:
         """Folder of the markers of a stage's finished units."""
-        return Path(self.path / ".done" / stage)
+        folder: Path = self.path / ".done" / stage
+        return folder
 
     def done_units(self, stage: str) -> set[int]:
         """Units of a stage that are finished."""
-        folder = self.markers(stage)
-        return {int(name) for name in os.listdir(folder)} if folder.exists() else set()
+        return {int(name) for name in storage.names(self.markers(stage))}
 
     def todo(self, stage: str, units: Iterable[int]) -> list[int]:
         """Units of a stage that are not finished."""
         done = self.done_units(stage)
-        self.markers(stage).mkdir(parents=True, exist_ok=True)
+        storage.make_folder(self.markers(stage), parents=True)
         return [unit for unit in units if unit not in done]
+
+    def must_lay_out(self, stage: str, group: Path) -> bool:
+        """Whether a stage's arrays are missing; none of its units then counts as finished."""
+        if storage.has_group(group):
+            return False
+        storage.remove(self.markers(stage))
+        return True
 
     def check_belongs(self, scene_fingerprint: str) -> None:
         """Refuse a folder of another scene, or one that holds something else.
@@ -195,7 +199,7 @@ class RunFolder:
             return
         if not self.run.exists():
             known = ("scene.zarr", ".lock", "run.json.partial")
-            if all(entry.name.startswith(known) for entry in self.path.iterdir()):
+            if all(name.startswith(known) for name in storage.names(self.path)):
                 return  # new, or the demo's scene, perhaps half made
             raise UserError(f"--out {self.path}: expected a new folder or a run, found other files")
         found = read_json(self.run)["scene"]

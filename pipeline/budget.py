@@ -26,6 +26,7 @@ from pipeline.labels import labelled_split
 from pipeline.plan import Plan
 from pipeline.readers import GROUP, Reduced, TileReader, WindowReader, reduced_grid
 from pipeline.scene import Scene
+from pipeline.storage import is_local
 from pipeline.units import TileGrid
 
 _PROCESS = 600 << 20
@@ -59,12 +60,14 @@ class Machine:
     cpus: int
     node_bytes: int
     nodes: int
-    free_bytes: int
+    free_bytes: int | None
+    """None: the run folder lies in an object store."""
 
     def __str__(self) -> str:
         nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
-        memory, free = shown(self.node_bytes), shown(self.free_bytes)
-        return f"at hand: {nodes}, {self.cpus} CPUs in all, {memory} of memory a node, {free} of disk free"
+        memory = shown(self.node_bytes)
+        free = "an object store" if self.free_bytes is None else f"{shown(self.free_bytes)} of disk free"
+        return f"at hand: {nodes}, {self.cpus} CPUs in all, {memory} of memory a node, {free}"
 
 
 def costs(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> list[Cost]:
@@ -202,7 +205,9 @@ def _extractor_bytes(config: Config) -> int:
 
 def machine_at_hand(folder: Path) -> Machine:
     """The cluster that the run would join, or else this machine."""
-    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    free = None
+    if is_local(folder):
+        free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     if joins_cluster():
         with ray_session():
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -235,7 +240,7 @@ def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
                 f"{_SMALLER[cost.stage]}, or fewer {setting}"
             )
     disk = sum(cost.left(cost.bytes_written) for cost in planned)
-    if disk > machine.free_bytes:
+    if machine.free_bytes is not None and disk > machine.free_bytes:
         raise UserError(
             f"the run needs up to {shown(disk)} of disk, {shown(machine.free_bytes)} are free; make room or "
             "choose another --out"

@@ -1,12 +1,14 @@
 """Checkpoints of pretraining: the newest two, each written whole or not at all, checked before use."""
 
-import os
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipeline import storage
+from pipeline.errors import is_trouble
 
 _KEPT = 2
 
@@ -19,12 +21,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write the state after ``step`` steps; of the older ones, one is kept."""
     path = folder / f"step-{step:08d}.pt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with storage.whole(path) as place, place.open("wb") as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
     for old in checkpoints(folder)[:-_KEPT]:
         old.unlink()
 
@@ -40,15 +38,16 @@ def drop_damaged(folder: Path) -> None:
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The state; no code in it is run."""
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    with storage.local_copy(path) as file:
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     return state
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with storage.local_copy(path) as file, zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except OSError:  # the disk's trouble, not the file's
-        raise
-    except Exception:  # whatever zipfile meets in garbage
+    except Exception as error:  # whatever zipfile meets in garbage
+        if is_trouble(error):  # the disk's, not the file's
+            raise
         return False

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_trouble
 
 
 def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> np.ndarray[Any, np.dtype[Any]]:
@@ -18,9 +18,9 @@ def read_region(array: zarr.Array[Any], region: tuple[slice, ...]) -> np.ndarray
     """
     try:
         return np.asarray(array[region])
-    except OSError:
-        raise
     except Exception as error:  # each codec has exceptions of its own
+        if is_trouble(error):
+            raise
         chunk = _damaged(array, region)
         where = "" if chunk is None else f" at {array.metadata.encode_chunk_key(chunk)}"
         raise UserError(

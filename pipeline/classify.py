@@ -12,20 +12,20 @@ import ray.train.torch
 import torch
 import zarr
 from ray.actor import ActorHandle
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from mtmsd.calibration import Reliability, fit_temperature, fold_of
 from mtmsd.members import Pixels, held_out_logits, train_member
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN, overlap
+from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP
 from pipeline.train import fit
-from pipeline.trained import is_whole, load_ensemble
+from pipeline.trained import is_whole, load_ensemble, read_weights
 from pipeline.units import UnitSource, in_order, read_units
 
 _FEATURES = ("centre", "pooled", "spectra")
@@ -85,18 +85,18 @@ def _train(
 
 
 def _column(folder: RunFolder, name: str) -> np.ndarray[Any, Any]:
-    group: Any = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    group: Any = zarr.open_group(str(folder.features), mode="r", use_consolidated=False)
     return np.asarray(group[name][...])
 
 
 def _train_members(settings: dict[str, Any]) -> None:
     """One worker trains every n-th member."""
     config = Config.model_validate(settings["config"])
-    folder = RunFolder(Path(settings["folder"]))
+    folder = RunFolder(storage.location(settings["folder"]))
     torch.set_num_threads(1)
     context = ray.train.get_context()
     mine = settings["members"][context.get_world_rank() :: context.get_world_size()]
-    group: Any = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    group: Any = zarr.open_group(str(folder.features), mode="r", use_consolidated=False)
     train = np.flatnonzero(np.asarray(group["split"][...]) == TRAIN)
     codes = np.asarray(read_json(folder.selection)["codes"])
     position = np.searchsorted(codes, np.asarray(group["label"][...])[train])
@@ -133,14 +133,13 @@ def _write_held_out(
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write whole or not at all."""
-    partial = path.with_suffix(".partial")
-    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
-    partial.rename(path)
+    with storage.whole(path) as file:
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, file, metadata)
 
 
 def _calibrate(config: Config, folder: RunFolder) -> None:
     """Write the temperature that fits the held-out training pixels."""
-    stored = [load_file(folder.held_out(member)) for member in range(config.classifier.members)]
+    stored = [read_weights(folder.held_out(member))[0] for member in range(config.classifier.members)]
     logits, position = (torch.cat([part[name] for part in stored]) for name in ("logits", "position"))
     about = {"temperature": fit_temperature(logits, position), "held_out_pixels": len(position)}
     write_json(folder.calibration, about)
@@ -149,8 +148,7 @@ def _calibrate(config: Config, folder: RunFolder) -> None:
 def _write_history(config: Config, folder: RunFolder) -> None:
     history = []
     for member in range(config.classifier.members):
-        with safe_open(folder.member(member), framework="pt") as file:
-            epochs = json.loads(file.metadata()["history"])
+        epochs = json.loads(read_weights(folder.member(member))[1]["history"])
         history += [{"member": member, "epoch": i + 1} | epoch for i, epoch in enumerate(epochs)]
     write_json(folder.classifier / "history.json", history)
 
@@ -162,7 +160,7 @@ class _FeatureGroups:
         self._folder = folder
 
     def __call__(self, unit: int) -> dict[str, Any]:
-        group: Any = zarr.open_group(self._folder.features, mode="r", use_consolidated=False)
+        group: Any = zarr.open_group(str(self._folder.features), mode="r", use_consolidated=False)
         rows = slice(unit * GROUP, (unit + 1) * GROUP)
         row = {name: np.asarray(group[name][rows]) for name in (*_FEATURES, "label", "split")}
         size = sum(row[name].nbytes for name in _FEATURES)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -46,6 +47,34 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     return code
 
 
+def is_trouble(error: BaseException) -> bool:
+    """Whether a file system or an object store fails or cannot be reached, perhaps only now."""
+    return isinstance(error, OSError) or _of_store(error)
+
+
+def store_says(error: BaseException) -> str:
+    """What an object store's error says, and what to do about it."""
+    text = re.sub(r"//[^/\s]*@", "//…@", str(error))  # an endpoint may hold a password
+    name = type(error).__name__
+    for part, advice in _ADVICE.items():
+        if part in name:
+            return f"{text}; {advice}"
+    return text
+
+
+_ADVICE = {
+    "Credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (on every node), or give the node a role",
+    "Permission": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do",
+    "Endpoint": "check AWS_ENDPOINT_URL and the network",
+    "Timeout": "check AWS_ENDPOINT_URL and the network",
+}
+"""By a part of the names of botocore's and s3fs's errors."""
+
+
+def _of_store(error: BaseException) -> bool:
+    return type(error).__module__.startswith(("botocore", "aiohttp"))
+
+
 _FULL = (
     *(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
     "Local disk is full",  # Ray, when it has no room for the rows of a dataset
@@ -66,6 +95,9 @@ def _mendable(error: BaseException) -> str | None:
                     f"{full}{f' while writing {where}' if where else ''}; nothing that was finished is lost: "
                     "make room, then the same command goes on from here"
                 )
+    if any(_of_store(cause) for cause in causes):
+        said = store_says([cause for cause in causes if is_trouble(cause)][-1])
+        return f"object store: {said}; nothing that was finished is lost: the same command goes on from here"
     return None
 
 

@@ -6,8 +6,6 @@ labels in its scene, made by an earlier model, has names and colours as well.
 """
 
 import json
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from pipeline import storage
 from pipeline.classes import ClassTable, from_attributes
 from pipeline.overviews import layer, thumbnail, write_overviews
 from pipeline.scene import Scene
@@ -34,34 +33,26 @@ ZarrArray = zarr.Array[Any]
 __all__ = ["class_image", "class_table", "preview", "write_cogs", "write_overviews"]
 
 
-def write_cogs(map_path: str | Path, scene: Scene, out_dir: str | Path) -> tuple[Path, Path]:
+def write_cogs(map_path: str | Path, scene: Scene, out_dir: Path) -> tuple[Path, Path]:
     """Write map.tif and confidence.tif, cloud-optimised GeoTIFFs, and return their paths.
 
     map.tif has the class names as category names (map.tif.aux.xml) and as band tag
     `class_names`, and a colour table when all codes fit into one byte. The map is copied row of
     chunks by row of chunks.
     """
-    group = zarr.open_group(map_path, mode="r", use_consolidated=False)
-    out = Path(out_dir)
+    group = zarr.open_group(str(map_path), mode="r", use_consolidated=False)
     table = class_table(group)
-    byte = max(table.codes, default=0) <= 255
-    classes, confidence = out / "map.tif", out / "confidence.tif"
+    classes, confidence = out_dir / "map.tif", out_dir / "confidence.tif"
     # The names go first: map.tif appears when everything about it is there.
-    _write_category_names(out / "map.tif.aux.xml", table)
-    _write_cog(
-        layer(group, "class"),
-        scene,
-        classes,
-        np.dtype(np.uint8 if byte else np.uint16),
-        table,
-    )
+    _write_category_names(out_dir / "map.tif.aux.xml", table)
+    _write_cog(layer(group, "class"), scene, classes, code_type(table), table)
     _write_cog(layer(group, "confidence"), scene, confidence, np.dtype(np.float32), None)
     return classes, confidence
 
 
-def preview(map_path: str | Path, out_png: str | Path, max_side: int = 1200) -> None:
+def preview(map_path: str | Path, out_png: Path, max_side: int = 1200) -> None:
     """Draw the class map with its legend as a PNG of about `max_side` pixels."""
-    group = zarr.open_group(map_path, mode="r", use_consolidated=False)
+    group = zarr.open_group(str(map_path), mode="r", use_consolidated=False)
     table = class_table(group)
     image = class_image(thumbnail(group, "class", max_side)[0], table)
     rows, columns = image.shape[:2]
@@ -82,9 +73,13 @@ def preview(map_path: str | Path, out_png: str | Path, max_side: int = 1200) -> 
         ncols=max(1, int(size[0] / (0.6 + 0.07 * longest))) if wide else 1,
         frameon=False,
     )
-    partial = Path(out_png).with_suffix(".partial.png")
-    figure.savefig(partial)
-    os.replace(partial, out_png)
+    with storage.whole(out_png) as file:
+        figure.savefig(file, format="png")
+
+
+def code_type(table: ClassTable) -> np.dtype[Any]:
+    """Return the type of the class codes in map.tif."""
+    return np.dtype(np.uint8 if max(table.codes, default=0) <= 255 else np.uint16)
 
 
 def class_table(group: zarr.Group) -> ClassTable:
@@ -133,13 +128,10 @@ def _write_cog(
         options["overview_resampling"] = "MODE"
     elif dtype.kind == "f":
         options["predictor"] = "FLOATING_POINT"
-    with (
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
-        warnings.catch_warnings(),
-    ):
+    with storage.workshop(path) as folder, warnings.catch_warnings():
         # A scene need not say where it lies; neither does its map then.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        plain, cog = Path(folder) / "plain.tif", Path(folder) / path.name
+        plain, cog = folder / "plain.tif", folder / path.name
         with rasterio.open(plain, "w", **profile) as target:
             for y in range(0, height, source.chunks[0]):
                 rows = np.asarray(source[y : y + source.chunks[0]]).astype(dtype, copy=False)
@@ -151,7 +143,6 @@ def _write_cog(
                 if dtype == np.uint8:
                     target.write_colormap(1, _colormap(table))
         rasterio.shutil.copy(plain, cog, driver="COG", **options)
-        os.replace(cog, path)
 
 
 def _colormap(table: ClassTable) -> dict[int, tuple[int, ...]]:
@@ -167,6 +158,5 @@ def _write_category_names(path: Path, table: ClassTable) -> None:
     names = dict(zip(table.codes, table.names, strict=True))
     for value in range(max(table.codes, default=0) + 1):
         ElementTree.SubElement(listed, "Category").text = names.get(value, "")
-    partial = path.with_name(f".{path.name}.partial")
-    ElementTree.ElementTree(root).write(partial, encoding="utf-8")
-    os.replace(partial, path)
+    with storage.whole(path) as file:
+        ElementTree.ElementTree(root).write(file, encoding="utf-8")

@@ -5,6 +5,7 @@ channels; the second keeps the chosen channels of all training and test pixels.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from zarr.codecs import ZstdCodec
 from mtmsd.features import feature_width
 from mtmsd.purify import ClassMeans, Selection, select
 from mtmsd.split import TEST, TRAIN, UNUSED
+from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
@@ -50,7 +52,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         if first:
             position = np.searchsorted(codes, label[train])
             selection = _choose(config, folder, shares, learning, position, meter)
-            folder.classifier.mkdir(exist_ok=True)
+            storage.make_folder(folder.classifier)
             classes = [row for row in _class_rows(scene) if row[0] in codes]
             stored = {"codes": codes.tolist(), "classes": classes} | selection.as_json()
             write_json(folder.selection, stored)
@@ -150,7 +152,7 @@ class _FeatureActor:
         self._starts, self._path = starts, folder.features
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        group: Any = zarr.open_group(self._path, mode="r+", use_consolidated=False)
+        group: Any = zarr.open_group(str(self._path), mode="r+", use_consolidated=False)
         start, pixels = int(self._starts[int(batch["unit"][0])]), int(batch["pixels"][0])
         names = (*KINDS, "spectra")
         held: dict[str, NDArray[np.float32]] = {
@@ -207,10 +209,19 @@ def _create(
     selection: Selection,
     components: int,
 ) -> None:
-    if folder.features.exists():
-        return
-    partial = folder.features.with_name("features.zarr.partial")
-    group = zarr.open_group(partial, mode="w")
+    if folder.must_lay_out("extract", folder.features):
+        with storage.laid_out(folder.features) as place:
+            _lay_out(config, place, pixels, selection, components)
+
+
+def _lay_out(
+    config: Config,
+    place: Path,
+    pixels: tuple[NDArray[np.int64], ...],
+    selection: Selection,
+    components: int,
+) -> None:
+    group = zarr.open_group(place, mode="w")
     for name, values in zip(("y_index", "x_index", "label", "split"), pixels, strict=True):
         group.create_array(name, data=values.astype(np.int64), dimension_names=("pixel",))
     group["split"].attrs.update(flag_values=[TRAIN, TEST, UNUSED], flag_meanings="train test unused")
@@ -229,4 +240,3 @@ def _create(
         attributes={"radii": list(config.features.spectra)},
     )  # fmt: skip
     consolidate(group)
-    partial.rename(folder.features)

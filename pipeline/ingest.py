@@ -26,6 +26,7 @@ from pipeline.ingest_options import Options
 from pipeline.ingest_read import read_cube
 from pipeline.scene import Scene, open_scene, write_scene
 from pipeline.sources.layout import Cube
+from pipeline.storage import is_local, location
 
 _CUBE_AXES = ("yxb", "xyb", "byx", "bxy", "ybx", "xby")
 
@@ -145,8 +146,17 @@ def summary(scene: Scene) -> str:
 _PATH = click.Path(path_type=Path)
 
 
+class _Place(click.ParamType):
+    """A local path or a URL."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return location(value)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("paths", nargs=-1, metavar="SOURCE... SCENE", type=_PATH)
+@click.argument("paths", nargs=-1, metavar="SOURCE... SCENE", type=_Place())
 @click.option(
     "--describe", "only_describe", is_flag=True, help="Print what is in each SOURCE; write nothing."
 )
@@ -250,12 +260,20 @@ def command(paths: tuple[Path, ...], only_describe: bool, **options: Any) -> Non
         if only_describe:
             if not paths:
                 raise UserError("--describe: expected SOURCE, found no path; see --help")
-            for path in paths:
+            for path in _on_disk(paths):
                 click.echo(describe(path, given))
             return
         if len(paths) < 2:
             raise UserError(f"expected SOURCE and SCENE, found {len(paths)} path; see --help")
-        click.echo(summary(ingest(list(paths[:-1]), paths[-1], given)))
+        click.echo(summary(ingest(_on_disk(paths[:-1]), paths[-1], given)))
+
+
+def _on_disk(sources: tuple[Path, ...]) -> list[Path]:
+    """Return the sources; UserError for a URL."""
+    for source in sources:
+        if not is_local(source):
+            raise UserError(f"{source}: SOURCE must be a file or folder on disk; only SCENE may be a URL")
+    return list(sources)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ The file is created exclusively and touched every 10 seconds. Whether its holder
 
 - same machine (name, boot and process namespace): alive if its process exists and began when the lock says;
 - another machine: alive if the file is touched while we watch; dead if it was not for 120 seconds by the
-  clock of the file system (a file server may show a touch a minute late).
+  clock of the file system (a file server may show a touch a minute late) or of the object store.
 """
 
 import json
@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline import storage
+from pipeline.errors import UserError, is_trouble, store_says
 
 NAME = ".lock"
 _BEAT_S = 10.0
@@ -34,14 +35,18 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another run works in the folder, or the folder cannot be written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    local = storage.is_local(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()] if local else []
     lock, mine = folder / NAME, json.dumps(_holder())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while not _create(lock, mine):
+        storage.make_folder(folder, parents=True)
+        while not storage.create(lock, mine):
             _take_from_the_dead(lock)
-    except OSError as error:
-        raise UserError(f"--out {folder}: expected a folder that can be written, found {error}") from None
+    except Exception as error:
+        if not is_trouble(error):
+            raise
+        said = store_says(error)
+        raise UserError(f"--out {folder}: expected a folder that can be written, found {said}") from None
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(lock, mine, stop), daemon=True)
     beat.start()
@@ -85,19 +90,11 @@ def _process_start(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def _create(lock: Path, text: str) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    return True
-
-
 def _read(lock: Path) -> str | None:
     try:
         return lock.read_text()
+    except PermissionError:  # will not change by asking again
+        raise
     except OSError:
         return None
 
@@ -126,7 +123,7 @@ def _take_from_the_dead(lock: Path) -> None:
             f"since {holder.get('since', '?')}; wait for it or stop it, or choose another --out"
         )
     guard = lock.with_name(f"{NAME}.takeover")
-    if not _create(guard, ""):
+    if not storage.create(guard, ""):
         if _age(guard) > _SILENT_S:  # its maker died in that instant
             guard.unlink(missing_ok=True)
         time.sleep(_POLL_S)
@@ -148,31 +145,22 @@ def _is_dead(lock: Path, text: str) -> bool:
     holder = _parsed(text)
     if holder and holder["machine"] is not None and holder["machine"] == _machine():
         return bool(_process_start(holder["pid"]) != holder["process_start"])
-    seen = _touched(lock)
+    seen = storage.touched_ns(lock)
     if _age(lock) <= _SILENT_S:
         print(f"watching whether the run that holds {lock} is alive", file=sys.stderr)
     while _age(lock) <= _SILENT_S:
-        if _touched(lock) != seen:
+        if storage.touched_ns(lock) != seen:
             return _read(lock) is None  # gone: released meanwhile
         time.sleep(_POLL_S)
     return True
 
 
-def _touched(path: Path) -> int:
-    """When a file was last touched, ns; 0 if it is gone. Opened, so that a file server is asked anew."""
-    try:
-        with path.open() as file:
-            return os.fstat(file.fileno()).st_mtime_ns
-    except OSError:
-        return 0
-
-
 def _age(path: Path) -> float:
     """Seconds since a file was touched, by the clock of its file system."""
     probe = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-    probe.touch()
+    storage.mark(probe)
     try:
-        return (_touched(probe) - _touched(path)) / 1e9
+        return (storage.touched_ns(probe) - storage.touched_ns(path)) / 1e9
     finally:
         probe.unlink(missing_ok=True)
 
@@ -182,12 +170,14 @@ def _beat(lock: Path, mine: str, stop: threading.Event) -> None:
     while not stop.wait(_BEAT_S):
         try:
             if lock.read_text() == mine:
-                os.utime(lock)
+                storage.touch(lock, mine)
                 continue
         except FileNotFoundError:
             pass
-        except OSError:  # a file server that stumbles is no reason to stop
-            continue
+        except Exception as error:
+            if is_trouble(error):  # a file server that stumbles is no reason to stop
+                continue
+            raise
         print(f"{lock} was lost to another run; this one ends", file=sys.stderr)
         os.kill(os.getpid(), signal.SIGTERM)
         return

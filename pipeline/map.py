@@ -4,6 +4,7 @@ One row is one tile of the map with its halo. One actor takes it through windows
 purification, fusion and the ensemble; only the finished tile leaves the actor.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from mtmsd.mosaic import Mosaic
 from mtmsd.purify import Selection
 from mtmsd.split import TEST
 from mtmsd.windows import windows_of_tile
+from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.classes import table_of, to_attributes
+from pipeline.classes import ClassTable, table_of, to_attributes
 from pipeline.cluster import share_out
 from pipeline.config import Config
 from pipeline.export import preview, write_cogs, write_overviews
@@ -73,10 +75,10 @@ def score(folder: RunFolder) -> float:
 
     ``oa`` scores each test pixel by its own block's window alone; on the map neighbouring windows blend.
     """
-    group: Any = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    group: Any = zarr.open_group(str(folder.features), mode="r", use_consolidated=False)
     split, label, y, x = (np.asarray(group[n][...]) for n in ("split", "label", "y_index", "x_index"))
     tested = split == TEST
-    found: Any = zarr.open_group(folder.map, mode="r", use_consolidated=False)["class"]
+    found: Any = zarr.open_group(str(folder.map), mode="r", use_consolidated=False)["class"]
     return float((found.vindex[y[tested], x[tested]] == label[tested]).mean())
 
 
@@ -158,11 +160,14 @@ class MapActor:
 
 def create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
     """Lay out ``map.zarr``, empty, unless it is there."""
-    if folder.map.exists():
-        return
-    partial = folder.map.with_name("map.zarr.partial")
-    group = zarr.open_group(partial, mode="w", zarr_format=2)  # GDAL before 3.11 reads no final Zarr v3
-    classes = table_of([tuple(row) for row in read_json(folder.selection)["classes"]])
+    if folder.must_lay_out("map", folder.map):
+        classes = table_of([tuple(row) for row in read_json(folder.selection)["classes"]])
+        with storage.laid_out(folder.map) as place:
+            _lay_out(place, scene, grid, classes)
+
+
+def _lay_out(place: Path, scene: Scene, grid: TileGrid, classes: ClassTable) -> None:
+    group = zarr.open_group(place, mode="w", zarr_format=2)  # GDAL before 3.11 reads no final Zarr v3
     code_type = "uint8" if max(classes.codes) < 256 else "uint16"
     about: dict[str, dict[str, Any]] = {
         "class": {"long_name": "class", **to_attributes(classes)},
@@ -180,4 +185,3 @@ def create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
             fill_value=None if integer else float("nan"), compressors={"id": "gzip", "level": 5},
         )  # fmt: skip
     write_georeference(group, scene)
-    partial.rename(folder.map)

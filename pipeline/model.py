@@ -2,7 +2,6 @@
 
 import filecmp
 import hashlib
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmsd.bands import TOLERANCE_NM, BandMap, band_spacing, in_order, match_bands
+from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
@@ -118,15 +118,17 @@ def adopt_model(model: Path, folder: RunFolder, scene: Scene) -> None:
     """
     match = match_scene(model, scene)
     for path in _files(model):
-        target = folder.path / path.relative_to(model)
-        if path.name == folder.spectral.name or (
-            target.exists() and filecmp.cmp(path, target, shallow=False)
-        ):
+        target = folder.path / str(path.relative_to(model))
+        if path.name == folder.spectral.name:
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.partial")
-        shutil.copyfile(path, partial)
-        os.replace(partial, target)
+        with storage.local_copy(path) as source:
+            if target.exists():
+                with storage.local_copy(target) as there:
+                    if filecmp.cmp(source, there, shallow=False):
+                        continue
+            storage.make_folder(target.parent, parents=True)
+            with storage.whole(target) as file:
+                shutil.copyfile(source, file)
     spectral = read_json(model / "spectral.json") | {"from_scene": match.bands.as_json()}
     if not folder.spectral.exists() or read_json(folder.spectral) != spectral:
         write_json(folder.spectral, spectral)

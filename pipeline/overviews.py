@@ -70,7 +70,7 @@ def write_overviews(map_path: str | Path, scene: Scene) -> None:
     A small map gets none, but its GeoZarr attributes all the same. Overviews that are there already are
     made anew. Reads and writes chunk by chunk.
     """
-    group = zarr.open_group(map_path, mode="r+", use_consolidated=False)
+    group = zarr.open_group(str(map_path), mode="r+", use_consolidated=False)
     attributes = {k: v for k, v in group.attrs.items() if k != "multiscales"}
     group.attrs.put(attributes)  # says "no overviews" until all of them are complete
     for name in [name for name, _ in group.groups() if name.startswith("overview_")]:

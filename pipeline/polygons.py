@@ -1,7 +1,6 @@
 """The map as polygons: a GeoPackage with one feature for each patch of a class."""
 
 import itertools
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ import zarr
 from rasterio.features import shapes
 from rasterio.transform import Affine
 
+from pipeline import storage
 from pipeline.areas import pixel_areas
 from pipeline.classes import ClassTable
 from pipeline.export import class_table
@@ -45,7 +45,7 @@ def write_polygons(
         min_px: The minimum mapping unit, pixels.
         rows: Rows of a strip, by default as many as hold some four million pixels.
     """
-    group = zarr.open_group(map_path, mode="r", use_consolidated=False)
+    group = zarr.open_group(str(map_path), mode="r", use_consolidated=False)
     source = layer(group, "class")
     chunk = source.chunks[0]
     rows = rows or max(1, _STRIP_PIXELS // (source.shape[1] * chunk)) * chunk
@@ -56,14 +56,9 @@ def write_polygons(
 
     patches = find_patches(read, scene.height, rows, per_row, min_px)
     kept = np.flatnonzero(patches.pixels_P >= min_px)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    partial.unlink(missing_ok=True)
-    try:
+    with storage.workshop(path) as folder:
         features = _outlines(source, scene, rows, patches, min_px)
-        _write(partial, features, patches, class_table(group), scene.crs_wkt, surface is not None)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        _write(folder / path.name, features, patches, class_table(group), scene.crs_wkt, surface is not None)
     left_out = patches.pixels_P[patches.pixels_P < min_px]
     return {"polygons": len(kept), "left_out": len(left_out), "left_out_pixels": int(left_out.sum())}
 

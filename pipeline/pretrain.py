@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from mtmsd.diffusion import Schedule
 from mtmsd.training import Averaged, make_optimizer, pretrain_step
 from mtmsd.unet import UNet
+from pipeline import storage
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, save_checkpoint
 from pipeline.cluster import share_out
@@ -47,7 +47,7 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
             "threads": shares.worker_threads,
             "meter": meter,
         }
-        folder.pretrain.mkdir(exist_ok=True)
+        storage.make_folder(folder.pretrain)
         drop_damaged(folder.pretrain)
         fit(
             _train_loop,
@@ -68,12 +68,11 @@ def _publish(config: Config, folder: RunFolder, components: int) -> None:
     settings = config.model_dump(mode="json")
     metadata = {key: json.dumps(settings[key]) for key in ("unet", "diffusion", "patches", "pretrain")}
     metadata |= {"components": str(components), "steps": str(state["step"])}
-    partial = folder.unet.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in state["averaged"].items()}, partial, metadata)
     batch = config.pretrain.batch
     history = [{"step": step, "images": step * batch, "loss": loss} for step, loss in state["history"]]
-    write_json(folder.pretrain / "history.json", history)
-    partial.rename(folder.unet)
+    with storage.whole(folder.unet) as file:
+        save_file({name: value.contiguous() for name, value in state["averaged"].items()}, file, metadata)
+        write_json(folder.pretrain / "history.json", history)
 
 
 def _train_loop(settings: dict[str, Any]) -> None:
@@ -92,7 +91,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
     optimizer, averaged = make_optimizer(unet, config.pretrain), Averaged(unet, config.pretrain.ema)
     start, history = 0, []
     # One worker looks for it, lest another sees a shared file system as it was.
-    found = checkpoints(Path(settings["folder"])) if rank == 0 else []
+    found = checkpoints(storage.location(settings["folder"])) if rank == 0 else []
     checkpoint = broadcast_from_rank_zero(found[-1] if found else None)
     if checkpoint:
         state = load_checkpoint(checkpoint, device)
@@ -133,7 +132,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
                 "optimizer": optimizer.state_dict(), "history": history,
             }  # fmt: skip
             if rank == 0:
-                save_checkpoint(Path(settings["folder"]), done, state)
+                save_checkpoint(storage.location(settings["folder"]), done, state)
             ray.train.report({"step": done, "loss": history[-1][1]})
 
 

@@ -1,6 +1,7 @@
 """Stage ``reduce``: statistics of the spectra, and the reduced cube that all later stages read."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from zarr.codecs import ZstdCodec
 
 from mtmsd.bands import BandMap
 from mtmsd.spectral import Moments, Projection, fit_projection
+from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -138,10 +140,13 @@ class _Regions:
 
 
 def _create(folder: RunFolder, scene: Scene, grid: TileGrid, components: int) -> None:
-    if folder.reduced.exists():
-        return
-    unfinished = folder.reduced.with_name("reduced.zarr.partial")
-    group = zarr.open_group(unfinished, mode="w")
+    if folder.must_lay_out("reduce", folder.reduced):
+        with storage.laid_out(folder.reduced) as place:
+            _lay_out(place, scene, grid, components)
+
+
+def _lay_out(place: Path, scene: Scene, grid: TileGrid, components: int) -> None:
+    group = zarr.open_group(place, mode="w")
     group.create_array(
         "reduced", shape=(components, scene.height, scene.width), chunks=(components, grid.side, grid.side),
         dtype="float32", fill_value=float("nan"), dimension_names=("component", "y", "x"),
@@ -149,4 +154,3 @@ def _create(folder: RunFolder, scene: Scene, grid: TileGrid, components: int) ->
     )  # fmt: skip
     write_georeference(group, scene)
     consolidate(group)
-    unfinished.rename(folder.reduced)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyproj
 import zarr
 
 from pipeline import report_images as images
+from pipeline import storage
 from pipeline.areas import read_areas, write_areas
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.export import class_image, class_table
@@ -41,7 +41,7 @@ def run(folder: RunFolder, scene: Scene, polygons_min_px: int | None = None) -> 
     """Write the areas, the polygons if asked for, the page and the STAC item; returns what was measured."""
     begun = time.monotonic()
     write_areas(folder, scene)
-    group = zarr.open_group(folder.map, mode="r", use_consolidated=False)
+    group = zarr.open_group(str(folder.map), mode="r", use_consolidated=False)
     written = [folder.path / "areas.json"]
     if polygons_min_px is not None:
         written.append(folder.path / "map.gpkg")
@@ -94,9 +94,8 @@ def write_report(run_dir: Path, scene: Scene) -> Path:
         config=json.dumps(run["config"], indent=2) if "config" in run else "",
     )
     path = run_dir / "report.html"
-    partial = path.with_name("report.html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with storage.whole(path) as file:
+        file.write_text(page, encoding="utf-8")
     return path
 
 
@@ -129,7 +128,7 @@ def _scene_facts(scene: Scene) -> dict[str, str]:
 def _map(folder: RunFolder) -> Context | None:
     if not folder.map.exists():
         return None
-    group = zarr.open_group(folder.map, mode="r", use_consolidated=False)
+    group = zarr.open_group(str(folder.map), mode="r", use_consolidated=False)
     table = class_table(group)
     codes, _ = thumbnail(group, "class", MAX_SIDE)
     most = math.log(max(2, len(table.codes)))
@@ -190,7 +189,7 @@ def _areas(folder: RunFolder) -> Context | None:
     areas = read_areas(folder.path)
     if areas is None or not folder.map.exists():
         return None
-    table = class_table(zarr.open_group(folder.map, mode="r", use_consolidated=False))
+    table = class_table(zarr.open_group(str(folder.map), mode="r", use_consolidated=False))
     colors = dict(zip(table.codes, table.colors, strict=True))
     classes = [entry | {"color": colors.get(entry["code"], "none")} for entry in areas["classes"]]
     return areas | {
@@ -204,7 +203,7 @@ def _areas(folder: RunFolder) -> Context | None:
 def _split(folder: RunFolder, look: Quicklook) -> Context | None:
     if not folder.features.exists():
         return None
-    group = zarr.open_group(folder.features, mode="r", use_consolidated=False)
+    group = zarr.open_group(str(folder.features), mode="r", use_consolidated=False)
     if "split" not in group:
         return None
     y, x, split = (np.asarray(layer(group, name)[:]) for name in ("y_index", "x_index", "split"))

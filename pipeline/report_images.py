@@ -50,7 +50,7 @@ def quicklook(scene: Scene, reduced: Path, max_side: int) -> Quicklook:
     step = -(-max(scene.height, scene.width) // max_side)
     large = scene.bands * scene.height * scene.width * 4 > _MAX_SCENE_BYTES
     if large and reduced.exists():
-        cube = layer(zarr.open_group(reduced, mode="r"), "reduced")
+        cube = layer(zarr.open_group(str(reduced), mode="r"), "reduced")
         count = min(3, cube.shape[0])
         values = np.asarray(cube[:count, ::step, ::step])
         values = np.concatenate([values, np.repeat(values[-1:], 3 - count, axis=0)])

@@ -6,7 +6,6 @@ pipeline/run.py SCENE`` on a cluster.
 
 import importlib.metadata
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from pipeline.lock import locked
 from pipeline.model import adopt_model, model_config
 from pipeline.plan import Plan, make_plan
 from pipeline.scene import Scene, open_scene
+from pipeline.storage import has_group, location, make_folder, remove
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,11 +58,11 @@ def main(
             raise UserError(f"{option} {stage}: expected one of {', '.join(STAGES)}")
     if demo == (scene is not None):
         raise UserError("expected a SCENE or --demo, one of the two; see --help")
-    folder = RunFolder(Path(out or f"runs/{'demo' if demo else Path(str(scene)).stem}").resolve())
+    folder = RunFolder(location(out or f"runs/{'demo' if demo else Path(str(scene)).stem}").resolve())
     if model is not None:
-        if Path(model).resolve() == folder.path:
+        if location(model).resolve() == folder.path:
             raise UserError(f"--out {folder.path}: is the model itself; choose another --out")
-        config = model_config(Path(model), config_file, overrides)
+        config = model_config(location(model), config_file, overrides)
     else:
         config = load_config(config_file or (_ROOT / "configs/demo.yaml" if demo else None), overrides)
     opened = None if demo else open_scene(str(scene))
@@ -85,7 +85,7 @@ def _plan_and_run(
             f"reduce.components must be at most the {opened.bands} bands of {opened.url}, "
             f"found {config.reduce.components}"
         )
-    plan = make_plan(config, folder, opened, first, last, Path(model) if model else None)
+    plan = make_plan(config, folder, opened, first, last, location(model) if model else None)
     if "extract" in plan.todo:
         labelled_split(config, opened)  # labels that cannot serve are found out before any work
     if dry_run:
@@ -110,15 +110,15 @@ def _demo_scene(folder: RunFolder) -> str:
     from pipeline.demo import make_demo_scene
 
     path = folder.path / "scene.zarr"
-    if not path.exists():
-        for stray in folder.path.glob("scene.zarr.*.partial"):
-            shutil.rmtree(stray)
+    if not has_group(path):
+        for stray in (path, *folder.path.glob("scene.zarr.*.partial")):
+            remove(stray)
         make_demo_scene(path)
     return str(path)
 
 
 def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
-    folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path, parents=True)
     packages = ("ray", "torch", "zarr", "xarray", "numpy")
     about = {
         "config": config.model_dump(mode="json"),

@@ -13,9 +13,10 @@ import numpy as np
 import zarr
 from zarr.errors import BaseZarrError, ZarrUserWarning
 
+from pipeline import storage
 from pipeline.chunks import read_region
 from pipeline.classes import ClassTable, from_attributes, plain_table
-from pipeline.errors import UserError
+from pipeline.errors import UserError, store_says
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ZarrArray = zarr.Array[Any]
@@ -34,19 +35,24 @@ _LARGEST_CODE = 2**31 - 1
 def open_group(url: str) -> zarr.Group:
     """Open the Zarr group at a local path or fsspec URL for reading; UserError when none."""
     advice = "give the path of a scene, or make one with pipeline/ingest.py"
+    storage.check_url(url)
     if "://" not in url and not Path(url).exists():
         raise UserError(f"scene {url}: no such file or folder; {advice}")
     try:
+        if "://" in url:
+            storage.ask(url)
         found = zarr.open(url, mode="r")
     except ImportError as error:
-        raise UserError(f"scene {url}: {error}; install that package") from error
+        raise UserError(f"scene {url}: {storage.missing_package(error)}") from error
     except (FileNotFoundError, BaseZarrError) as error:
+        if (bucket := storage.missing_bucket(url)) is not None:
+            raise UserError(f"scene {url}: the store has no bucket {bucket}; check its name") from error
         raise UserError(f"scene {url}: expected a Zarr group, found none; {advice}") from error
     except Exception as error:
         # Each remote store has its own errors for a wrong endpoint, bucket or credential.
         if "://" not in url and not isinstance(error, OSError | ValueError):
             raise
-        raise UserError(f"scene {url}: cannot open it as a Zarr group: {error}") from error
+        raise UserError(f"scene {url}: cannot open it as a Zarr group: {store_says(error)}") from error
     if not isinstance(found, zarr.Group):
         raise UserError(
             f"scene {url}: expected a Zarr group, found a single array; put it into a group "

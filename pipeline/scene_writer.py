@@ -1,9 +1,8 @@
 """Write a scene: reflectance, labels, wavelengths and grid, lazily and all or nothing."""
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,14 @@ import dask.array as da
 import numpy as np
 import zarr
 from dask.base import compute
+from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.storage import FsspecStore, WrapperStore
 
-from pipeline import georeference
+from pipeline import georeference, storage
 from pipeline.classes import ClassTable, to_attributes
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_trouble, store_says
 from pipeline.georeference import Transform
 from pipeline.scene_arrays import encode_fill
 
@@ -42,7 +44,7 @@ def write_scene(
     """Write a scene as a Zarr v3 group; it appears under ``path`` once it is complete.
 
     Args:
-        path: A local path where nothing lies yet.
+        path: A local path or a URL where nothing lies yet.
         reflectance: NumPy or dask array (band, y, x); dask arrays are computed block by block.
         wavelength_nm: One value for each band.
         crs: What pyproj understands: "EPSG:26915", WKT, ….
@@ -67,8 +69,8 @@ def write_scene(
     if wavelength_nm is not None:
         described["coordinates"] = "wavelength"
     chunks = (bands_per_chunk or reflectance.shape[0], chunk, chunk)
-    with _appearing(target) as partial:
-        group = zarr.create_group(partial, zarr_format=3, attributes=dict(attributes or {}))
+    with _appearing(target) as place:
+        group = zarr.create_group(place, zarr_format=3, attributes=dict(attributes or {}))
         stored = [_create(group, "reflectance", reflectance, chunks, fill_value, described)]
         if labels is not None:
             codes, table = _label_codes(labels, classes, target)
@@ -83,24 +85,70 @@ def write_scene(
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """Give a sibling to write into, which becomes the target unless something fails."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+def _appearing(target: Path) -> Iterator[str | Store]:
+    """Give a place to write a group into, which becomes the target unless something fails.
+
+    A sibling that is renamed, or for a URL the target itself, whose root comes last.
+    """
+    local = storage.is_local(target)
+    place = target.with_name(f"{target.name}.{os.getpid()}.partial") if local else target
     try:
-        yield partial
-        partial.rename(_free_path(target))
-    except OSError as error:
-        raise UserError(f"scene {target}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if local:
+            yield str(place)
+            place.rename(_free_path(target))
+        else:
+            store = _RootLast(FsspecStore.from_url(str(target)))
+            yield store
+            (target / _ROOT).write_bytes(store.root)
+    except BaseException as error:
+        with suppress(Exception):
+            storage.remove(place)
+        if not is_trouble(error):
+            raise
+        raise UserError(f"scene {target}: could not be written: {store_says(error)}") from error
+
+
+_ROOT = "zarr.json"
+
+
+class _RootLast(WrapperStore[Store]):
+    """A store that keeps the metadata of its root to itself: without them there is no group yet."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._root: Buffer | None = None
+
+    @property
+    def root(self) -> bytes:
+        """What is to be written last."""
+        assert self._root is not None
+        return self._root.to_bytes()
+
+    async def exists(self, key: str) -> bool:
+        return self._root is not None if key == _ROOT else await super().exists(key)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        if key == _ROOT:
+            return self._root
+        return await super().get(key, prototype or default_buffer_prototype(), byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        if key == _ROOT:
+            self._root = value
+        else:
+            await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        if not await self.exists(key):
+            await self.set(key, value)
 
 
 def _free_path(path: str | Path) -> Path:
     """Return the absolute path, after checking that nothing lies there."""
-    if "://" in str(path):
-        raise UserError(f"scene {path}: scenes are written to a local path; write it there, then copy it")
-    target = Path(path).resolve()
-    if target.exists():
+    target = storage.location(str(path)).resolve()
+    if target.exists():  # in an object store also what is no scene, or half of one
         raise UserError(f"scene {target}: exists already; choose another path or remove it")
     return target
 

@@ -4,7 +4,6 @@ Extensions: projection 2.0, raster 2.0, classification 2.0.
 """
 
 import re
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 import pyproj
 import pystac
-import rasterio
 from pystac.extensions.classification import Classification, ClassificationExtension
 from pystac.extensions.projection import ProjectionExtension
-from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline import scene_arrays
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.classes import ClassTable
+from pipeline.export import code_type
 from pipeline.scene import Scene
 
 RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"
@@ -144,10 +142,7 @@ def _add_rasters(item: pystac.Item, folder: Path, table: ClassTable, metres: flo
             continue
         asset = pystac.Asset(f"./{path.name}", title, None, pystac.MediaType.COG, ["data"])
         item.add_asset(name, asset)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as raster:
-                asset.extra_fields["data_type"] = raster.dtypes[0]
+        asset.extra_fields["data_type"] = code_type(table).name if name == "map" else "float32"
         asset.extra_fields |= {"nodata": 0 if name == "map" else "nan", "raster:sampling": "area"}
         if metres is not None:
             asset.extra_fields["raster:spatial_resolution"] = metres

@@ -1,6 +1,7 @@
 """Ray Train, as both stages that train use it."""
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import ray.train
 from ray.actor import ActorHandle
 from ray.train.torch import TorchTrainer
+
+from pipeline.storage import is_local
 
 _RETRIES = 3
 
@@ -34,10 +37,13 @@ def fit(
         loop: What each worker does; it keeps and finds its own results.
         settings: What it is told.
         name: Of the run in the dashboard.
-        storage: Folder of Ray Train's own notes, which no later run needs; it is removed.
+        storage: Folder of Ray Train's own notes, which no later run needs; it is removed. Where a run
+            folder lies in an object store, a temporary folder of this machine stands for it.
         workers: Their number.
         resources: CPUs and GPUs of one worker.
     """
+    if not is_local(storage):
+        storage = Path(tempfile.mkdtemp(prefix="mtmsd-"))
     shutil.rmtree(storage, ignore_errors=True)
     trainer = _Trainer(
         loop,

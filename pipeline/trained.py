@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from mtmsd.classifier import Head
 from mtmsd.diffusion import Schedule
@@ -14,6 +13,7 @@ from mtmsd.ensemble import Ensemble
 from mtmsd.features import Extractor, Readout
 from mtmsd.purify import Selection
 from mtmsd.unet import UNet
+from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 def is_whole(path: Path) -> bool:
     """Whether a file of weights is there and complete; a damaged one is said."""
     try:
-        with safe_open(path, framework="pt"):
+        with storage.local_copy(path) as file, safe_open(file, framework="pt"):
             return True
     except FileNotFoundError:
         return False
@@ -50,13 +50,18 @@ def check_trained(config: Config, folder: RunFolder, stage: str) -> None:
             )
 
 
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a file of weights."""
+    with storage.local_copy(path) as file, safe_open(file, framework="pt") as weights:
+        return weights.get_tensors(), weights.metadata() or {}
+
+
 def load_unet(path: Path) -> UNet:
     """The trained U-Net (averaged weights) with the configuration in its file's metadata."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+    tensors, metadata = read_weights(path)
     config = Config.model_validate({"unet": json.loads(metadata["unet"])})
     unet = UNet(config.unet, int(metadata["components"]))
-    unet.load_state_dict(load_file(path))
+    unet.load_state_dict(tensors)
     return unet
 
 
@@ -88,11 +93,9 @@ def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
     """The trained members of a run."""
     heads = []
     for index in range(config.classifier.members):
-        path = folder.member(index)
-        with safe_open(path, framework="pt") as file:
-            shape = json.loads(file.metadata()["shape"])
-        head = Head(config.classifier, config.fusion, *shape)
-        head.load_state_dict(load_file(path))
+        tensors, metadata = read_weights(folder.member(index))
+        head = Head(config.classifier, config.fusion, *json.loads(metadata["shape"]))
+        head.load_state_dict(tensors)
         heads.append(head.eval().to("cuda" if gpu else "cpu"))
     temperature = read_json(folder.calibration)["temperature"] if config.classifier.calibrate else 1.0
     return Ensemble(heads, config.classifier.vote, temperature)

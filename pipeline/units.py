@@ -20,6 +20,9 @@ from ray.data import Datasink, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
+from pipeline import storage
+from pipeline.errors import is_trouble
+
 Row = dict[str, Any]
 IO_CPUS = 0.25
 """CPUs of a read or write task."""
@@ -92,7 +95,9 @@ def _patiently(reader: Reader, unit: int) -> Row:
     for pause in _READ_PAUSES_S:
         try:
             return reader(unit)
-        except OSError:
+        except Exception as error:
+            if not is_trouble(error):
+                raise
             time.sleep(pause)
     return reader(unit)
 
@@ -137,7 +142,7 @@ class ChunkSink(Datasink[None]):
                     values: NDArray[Any] = np.asarray(row[name])[tuple(_extent(part) for part in region)]
                     group[name][region] = values
                     written += values.nbytes
-                (self._markers / str(unit)).touch()
+                storage.mark(self._markers / str(unit))
                 done = (
                     1,
                     int(row["pixels"]),

@@ -27,7 +27,7 @@ class Driver:
     """``pipeline/run.py`` in a process of its own, with a Ray of its own unless there is RAY_ADDRESS."""
 
     def __init__(
-        self, scene: Path, out: Path, *more: str, script: Path = ROOT / "pipeline" / "run.py"
+        self, scene: Path | str, out: Path | str, *more: str, script: Path = ROOT / "pipeline" / "run.py"
     ) -> None:
         self.mark = f"MTMSD_FAULT={uuid.uuid4().hex}"
         name, _, value = self.mark.partition("=")

@@ -62,7 +62,7 @@ def test_a_stage_that_is_half_deleted_is_not_done(tmp_path: Path, monkeypatch: p
     def dies(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.artifacts.shutil.rmtree", dies)
+    monkeypatch.setattr("pipeline.storage.shutil.rmtree", dies)
     with pytest.raises(KeyboardInterrupt):
         folder.forget("map")
     assert not folder.is_done("map", "print")

@@ -272,7 +272,7 @@ def test_an_unfinished_page_does_not_replace_the_old_one(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("pipeline.report.os.replace", fail)
+    monkeypatch.setattr("pipeline.storage.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(run_dir, scene)
     assert path.read_text() == before
