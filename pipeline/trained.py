@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -13,7 +14,8 @@ from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble
 from mtmsd.features import Extractor, Readout
 from mtmsd.purify import Selection
-from mtmsd.unet import UNet
+from mtmsd.unet import UNet, UNetConfig
+from mtmsd.unets import make_unet
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -54,8 +56,8 @@ def load_unet(path: Path) -> UNet:
     """The trained U-Net (averaged weights) with the configuration in its file's metadata."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    config = Config.model_validate({"unet": json.loads(metadata["unet"])})
-    unet = UNet(config.unet, int(metadata["components"]))
+    config = TypeAdapter(UNetConfig).validate_json(metadata["unet"])
+    unet = make_unet(config, int(metadata["components"]))
     unet.load_state_dict(load_file(path))
     return unet
 
