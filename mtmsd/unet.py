@@ -70,7 +70,9 @@ class UNetConfig:
             for name in ("cuts", "decoders"):
                 if getattr(self, name):
                     raise ValueError(f"unet.{name} needs unet.kind: multistage, found kind single")
-        elif self.cuts is not None and (list(self.cuts) != sorted({*self.cuts} - {0}) or not self.cuts):
+        elif self.cuts is not None and (
+            list(self.cuts) != sorted({*self.cuts}) or min(self.cuts, default=0) < 1
+        ):
             raise ValueError(f"unet.cuts must be ascending timesteps above 0, found {list(self.cuts)}")
         levels = len(self.multipliers)
         if any(len(one) != levels or min(one) < 1 for one in self.decoders):

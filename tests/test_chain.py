@@ -228,15 +228,8 @@ def test_multistage_finds_its_intervals_resumes_and_maps(
     finished: Path, run_copy: Path, tiny_scene: Path
 ) -> None:
     """Two workers; the second half of the training again, from the checkpoint of the first."""
-    arguments = [
-        str(tiny_scene),
-        "--config",
-        str(TINY),
-        "--out",
-        str(run_copy),
-        "--set",
-        "unet.kind=multistage",
-    ]
+    arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(run_copy)]
+    arguments += ["--set", "unet.kind=multistage", "--set", "unet.cut_window=4"]
     assert cli([*arguments, "--from", "pretrain", "--until", "pretrain"]) == 0
     folder = RunFolder(run_copy)
     whole, cuts = load_file(folder.unet), read_json(folder.pretrain / "cuts.json")

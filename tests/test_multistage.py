@@ -303,6 +303,7 @@ def test_resumed_training_is_the_uninterrupted_one_bit_for_bit() -> None:
         ({"kind": "single", "cuts": None}, r"unet\.decoders needs unet\.kind: multistage"),
         ({"cuts": (700, 400)}, r"unet\.cuts must be ascending timesteps above 0, found \[700, 400\]"),
         ({"cuts": (0, 400)}, r"unet\.cuts must be ascending timesteps above 0, found \[0, 400\]"),
+        ({"cuts": (-3, 400)}, r"unet\.cuts must be ascending timesteps above 0, found \[-3, 400\]"),
         ({"cuts": ()}, r"unet\.cuts must be ascending timesteps above 0, found \[\]"),
         ({"cuts": (400,)}, r"must name 2 decoders \(the 1 of unet\.cuts\), found 3"),
         (
