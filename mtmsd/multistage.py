@@ -43,7 +43,7 @@ class MultistageUNet(UNet):
     ) -> list[Tensor]:
         cuts = torch.tensor(self.config.cuts, device=t_N.device)
         interval_N = torch.bucketize(t_N, cuts, right=True)
-        present = torch.unique(interval_N).tolist()  # type: ignore[no-untyped-call]
+        present = torch.unique(interval_N).tolist()
         if len(present) == 1:
             return self.decoder(present[0])(maps, embedding_NE, taps)
         rows = [(interval_N == interval).nonzero()[:, 0] for interval in present]
