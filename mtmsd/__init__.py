@@ -33,15 +33,17 @@ _PIECES = {
     "members": ("Pixels", "held_out_logits", "train_member"),
     "metrics": ("Confusion",),
     "mosaic": ("Mosaic", "fade"),
+    "multistage": ("MultistageUNet", "OptimalDenoiser", "cut_points", "find_cuts", "similarity"),
     "purify": ("ClassMeans", "PurifyConfig", "Selection", "channel_scores", "select", "select_channels"),
     "spectra": ("box_means",),
     "spectral": ("Moments", "Projection", "ReduceConfig", "fit_projection"),
     "split": ("SplitConfig", "make_split", "near_any", "overlap"),
     "training": (
-        "Averaged", "PatchDraw", "PretrainConfig", "draw_patches", "learning_rate", "make_optimizer",
-        "pretrain_step", "turned",
+        "Averaged", "PatchDraw", "PretrainConfig", "draw_interval", "draw_patches", "learning_rate",
+        "make_optimizer", "pretrain_step", "turned",
     ),
     "unet": ("UNet", "UNetConfig"),
+    "unets": ("make_unet",),
     "windows": ("PatchConfig", "pad_index", "read_padded", "windows_of_tile"),
 }  # fmt: skip
 _HOME = {name: module for module, names in _PIECES.items() for name in names}

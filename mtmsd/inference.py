@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtmsd.convolutions import Convolution, UpConvolution, edge_sums
-from mtmsd.unet import Attention, Downsample, ResBlock, UNet, Upsample, timestep_embedding
+from mtmsd.layers import Attention, Downsample, Upsample, timestep_embedding
+from mtmsd.unet import ResBlock, UNet
 
 
 class Stage:
@@ -68,8 +69,13 @@ class FrozenUNet:
             embedding = unet.time_embed(timestep_embedding(t, unet.config.channels))
             freeze = _Freezer(embedding, dtype, self._stream)
             self._down = [freeze(block) for block in unet.input_blocks]
-            self._middle = freeze(unet.middle_block)
-            self._up = [freeze(block, late=True) for block in unet.output_blocks[: taps[-1] + 1]]
+            self._interval = [unet.config.interval(t) for t in timesteps]
+            self._decoders = {}
+            for interval in set(self._interval):
+                decoder = unet.decoder(interval)
+                blocks = decoder.output_blocks[: taps[-1] + 1]
+                up = [freeze(block, late=True) for block in blocks]
+                self._decoders[interval] = freeze(decoder.middle_block), up
 
     @torch.inference_mode()
     def stages(self, x_NCHW: Tensor, step: int) -> list[Stage]:
@@ -79,8 +85,9 @@ class FrozenUNet:
         for block in self._down:
             h = _run(block, h, step)
             skips.append(h)
-        h = _run(self._middle, h, step)
-        for number, block in enumerate(self._up):
+        middle, up_blocks = self._decoders[self._interval[step]]
+        h = _run(middle, h, step)
+        for number, block in enumerate(up_blocks):
             h = torch.cat([h, skips.pop()], dim=-1)
             up = block[-1] if isinstance(block[-1], UpConvolution) else None
             if number == self.taps[-1]:

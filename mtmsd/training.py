@@ -4,6 +4,8 @@ Nothing depends on the worker, the order of arrival or an earlier interruption: 
 timesteps and noise of a step are drawn for the global batch, and a worker takes its share of them.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -81,6 +83,20 @@ def turned(patch_CWW: NDArray[np.float32], turn: int) -> NDArray[np.float32]:
     return patch[:, :, ::-1] if turn & 4 else patch
 
 
+def draw_interval(seed: int, step: int, cuts: Sequence[int], timesteps: int) -> tuple[int, int]:
+    """First and last timestep (excluded) of the interval that a step trains.
+
+    An interval is drawn as often as it has timesteps, so that over many steps every timestep is.
+
+    >>> draw_interval(seed=0, step=0, cuts=(), timesteps=1000)
+    (0, 1000)
+    """
+    edges = (0, *cuts, timesteps)
+    t = int(np.random.default_rng([seed, step, 2]).integers(timesteps))
+    interval = bisect_right(cuts, t)
+    return edges[interval], edges[interval + 1]
+
+
 def learning_rate(config: PretrainConfig, step: int) -> float:
     """Linear warm-up, constant, linear decay to zero: a function of progress alone."""
     rise = (step + 1) / max(config.warmup, 1)
@@ -120,6 +136,7 @@ def pretrain_step(
     seed: int,
     step: int,
     share: slice,
+    cuts: Sequence[int] = (),
 ) -> float:
     """One optimiser step on this worker's share of the global batch.
 
@@ -132,6 +149,7 @@ def pretrain_step(
         seed: Of the run.
         step: 0-based.
         share: Which samples of the global batch the patches are.
+        cuts: First timesteps of the model's intervals but the first; the step draws from one interval.
 
     Returns:
         The loss on this worker's share.
@@ -140,7 +158,8 @@ def pretrain_step(
     generator = torch.Generator().manual_seed(
         int(np.random.SeedSequence([seed, step, 1]).generate_state(1)[0])
     )
-    t_N = torch.randint(0, schedule.steps, (config.batch,), generator=generator)[share].to(device)
+    first, last = draw_interval(seed, step, cuts, schedule.steps)
+    t_N = torch.randint(first, last, (config.batch,), generator=generator)[share].to(device)
     noise = torch.randn((config.batch, *patches_NCWW.shape[1:]), generator=generator)[share].to(device)
     valid = (~patches_NCWW.isnan().any(dim=1, keepdim=True)).float()
     x0 = patches_NCWW.nan_to_num(0.0)

@@ -5,19 +5,23 @@ blocks with scale-shift (FiLM) conditioning on the timestep, attention in the mi
 Parameter names are those of the authors' checkpoints. Shapes: N sample, C channel, H W rows and columns.
 """
 
-import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mtmsd.layers import Attention, Downsample, GroupNorm, Upsample, timestep_embedding, zero
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
     """Widths and depths of the U-Net; the paper's has 128 channels."""
 
+    kind: Literal["single", "multistage"] = "single"
+    """One decoder for all timesteps, or one for each interval of them (``mtmsd.multistage``)."""
     channels: int = 64
     """Base width."""
     multipliers: tuple[int, ...] = (1, 2, 2)
@@ -30,9 +34,20 @@ class UNetConfig:
     """Groups of every group normalisation."""
     dropout: float = 0.0
     """Dropout inside the residual blocks while training."""
+    cuts: tuple[int, ...] | None = None
+    """Multistage: first timestep of each interval but the first, ascending; absent: two, found on the
+    scene's patches when pretraining begins."""
+    decoders: tuple[tuple[int, ...], ...] = ()
+    """Multistage: multipliers of each interval's decoder, low noise first; absent: the encoder's."""
+    cut_similarity: float = 0.9
+    """Multistage: share of an optimal denoiser's values (alpha) that agree within an outer interval."""
+    cut_tolerance: float = 0.1
+    """Multistage: difference (eta), in units of the noise, up to which two values agree."""
+    cut_window: int = 8
+    """Multistage: side of the windows whose optimal denoiser finds the cuts, pixels."""
 
     def __post_init__(self) -> None:
-        """Refuse widths that groups and heads do not divide."""
+        """Refuse widths that groups and heads do not divide, and decoders without their interval."""
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"unet.multipliers must hold positive integers, found {self.multipliers}")
         if self.channels % self.groups or self.channels % 2:
@@ -42,11 +57,62 @@ class UNetConfig:
             )
         if self.res_blocks < 1:
             raise ValueError(f"unet.res_blocks must be at least 1, found {self.res_blocks}")
-        if self.channels * self.multipliers[-1] % self.heads:
+        self._check_intervals()
+        for multipliers in self.branches:
+            if self.channels * multipliers[-1] % self.heads:
+                raise ValueError(
+                    f"unet.heads must divide the middle width {self.channels * multipliers[-1]}, "
+                    f"found {self.heads}"
+                )
+
+    def _check_intervals(self) -> None:
+        if self.kind == "single":
+            for name in ("cuts", "decoders"):
+                if getattr(self, name):
+                    raise ValueError(f"unet.{name} needs unet.kind: multistage, found kind single")
+        elif self.cuts is not None and (
+            list(self.cuts) != sorted({*self.cuts}) or min(self.cuts, default=0) < 1
+        ):
+            raise ValueError(f"unet.cuts must be ascending timesteps above 0, found {list(self.cuts)}")
+        levels = len(self.multipliers)
+        if any(len(one) != levels or min(one) < 1 for one in self.decoders):
             raise ValueError(
-                f"unet.heads must divide the middle width {self.channels * self.multipliers[-1]}, "
-                f"found {self.heads}"
+                f"unet.decoders must hold {levels} positive integers each, as unet.multipliers does, "
+                f"found {[list(one) for one in self.decoders]}"
             )
+        if self.decoders and len(self.decoders) != self.intervals:
+            cuts = (
+                f"the {self.intervals - 1} of unet.cuts" if self.cuts else "two cuts, which are to be found"
+            )
+            raise ValueError(
+                f"unet.decoders must name {self.intervals} decoders ({cuts}), found {len(self.decoders)}"
+            )
+        if not (0 < self.cut_similarity <= 1 and self.cut_tolerance > 0 and self.cut_window > 0):
+            raise ValueError(
+                "unet.cut_similarity must lie in (0, 1], cut_tolerance and cut_window above 0, found "
+                f"{self.cut_similarity}, {self.cut_tolerance}, {self.cut_window}"
+            )
+
+    @property
+    def intervals(self) -> int:
+        """Number of intervals of timesteps, each with a decoder of its own."""
+        if self.kind == "single":
+            return 1
+        return 3 if self.cuts is None else len(self.cuts) + 1
+
+    @property
+    def branches(self) -> tuple[tuple[int, ...], ...]:
+        """Multipliers of each interval's decoder."""
+        return self.decoders or (self.multipliers,) * self.intervals
+
+    def interval(self, timestep: int) -> int:
+        """The interval that holds a timestep.
+
+        >>> config = UNetConfig(kind="multistage", cuts=(300, 600))
+        >>> [config.interval(t) for t in (0, 299, 300, 999)]
+        [0, 0, 1, 2]
+        """
+        return bisect_right(self.cuts or (), timestep)
 
     @property
     def stages(self) -> int:
@@ -59,30 +125,22 @@ class UNetConfig:
         return int(2 ** (len(self.multipliers) - 1))
 
     def stage_shape(self, stage: int, size: int) -> tuple[int, int]:
-        """(channels, side in samples) of decoder stage ``stage`` for a window of ``size`` pixels."""
+        """(channels, side in samples) of decoder stage ``stage`` for a window of ``size`` pixels.
+
+        Raises:
+            ValueError: The decoders differ in it: features have one width at all timesteps.
+        """
         step, within = divmod(stage, self.res_blocks + 1)
         level = len(self.multipliers) - 1 - step
         upsampled = within == self.res_blocks and level > 0
-        return self.channels * self.multipliers[level], size // 2**level * (2 if upsampled else 1)
-
-
-def timestep_embedding(t_N: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding (N, dim) of timesteps: cosines, then sines, periods up to 2 pi 10^4."""
-    half = dim // 2
-    frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=t_N.device) / half)
-    angle = t_N[:, None].float() * frequency[None]
-    return torch.cat([angle.cos(), angle.sin()], dim=1)
-
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation in float32, whatever the maps' type.
-
-    The library's bfloat16 kernel for maps below 32 x 32 samples took seven times as long.
-    """
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, C, ...) of any floating type -> the same shape, float32."""
-        return super().forward(x_NCHW.float())
+        widths = [self.channels * multipliers[level] for multipliers in self.branches]
+        if len(set(widths)) > 1:
+            raise ValueError(
+                f"features.stages: stage {stage} is {widths} channels wide in unet.decoders, and features "
+                f"need one width at all timesteps; give level {level} of all decoders one multiplier, or "
+                "read other stages"
+            )
+        return widths[0], size // 2**level * (2 if upsampled else 1)
 
 
 class ResBlock(nn.Module):
@@ -96,7 +154,7 @@ class ResBlock(nn.Module):
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * outputs))
         last = nn.Conv2d(outputs, outputs, 3, padding=1)
-        _zero(last)
+        zero(last)
         self.out_layers = nn.Sequential(
             GroupNorm(config.groups, outputs), nn.SiLU(), nn.Dropout(config.dropout), last
         )
@@ -112,52 +170,50 @@ class ResBlock(nn.Module):
         return result
 
 
-class Attention(nn.Module):
-    """Self-attention over all positions of a map; heads stored one after another as (q, k, v)."""
+class Decoder(NamedTuple):
+    """What follows the encoder: a record and no module, so that parameters keep their checkpoints' names."""
 
-    def __init__(self, config: UNetConfig, channels: int) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.norm = GroupNorm(config.groups, channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv1d(channels, channels, 1)
-        _zero(self.proj_out)
+    middle_block: nn.ModuleList
+    output_blocks: nn.ModuleList
+    out: nn.Sequential
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        n, c, height, width = x_NCHW.shape
-        flat = x_NCHW.reshape(n, c, height * width)
-        qkv = self.qkv(self.norm(flat)).reshape(n, self.heads, 3, c // self.heads, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(2)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        result: Tensor = x_NCHW + self.proj_out(mixed.reshape(n, c, -1)).reshape(x_NCHW.shape)
-        return result
+    @staticmethod
+    def build(config: UNetConfig, components: int, multipliers: Sequence[int]) -> "Decoder":
+        """A fresh decoder of the given widths for the encoder that ``config`` names."""
+        widths = [config.channels * m for m in config.multipliers]
+        skips = [config.channels]
+        for level, width in enumerate(widths):
+            skips += [width] * (config.res_blocks + (level < len(widths) - 1))
+        current = config.channels * multipliers[-1]
+        middle = nn.ModuleList(
+            [
+                ResBlock(config, widths[-1], current),
+                Attention(current, config.heads, config.groups),
+                ResBlock(config, current, current),
+            ]
+        )
+        blocks = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            width = config.channels * multiplier
+            for i in range(config.res_blocks + 1):
+                block = nn.ModuleList([ResBlock(config, current + skips.pop(), width)])
+                if level > 0 and i == config.res_blocks:
+                    block.append(Upsample(width))
+                blocks.append(block)
+                current = width
+        last = nn.Conv2d(current, 2 * components, 3, padding=1)
+        zero(last)
+        return Decoder(middle, blocks, nn.Sequential(GroupNorm(config.groups, current), nn.SiLU(), last))
 
-
-class Downsample(nn.Module):
-    """Strided 3 x 3 convolution: half the resolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H/2, W/2)."""
-        result: Tensor = self.op(x_NCHW)
-        return result
-
-
-class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3 x 3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, 2H, 2W)."""
-        result: Tensor = self.conv(F.interpolate(x_NCHW, scale_factor=2, mode="nearest"))
-        return result
+    def __call__(self, maps: Sequence[Tensor], embedding_NE: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """The stages ``taps`` (one more than the last: the output) from the encoder's maps."""
+        h, skips = _run(self.middle_block, maps[-1], embedding_NE), list(maps)
+        tapped = []
+        for stage, block in enumerate(self.output_blocks[: taps[-1] + 1]):
+            h = _run(block, torch.cat([h, skips.pop()], dim=1), embedding_NE)
+            if stage in taps:
+                tapped.append(h)
+        return tapped + ([self.out(h)] if taps[-1] == len(self.output_blocks) else [])
 
 
 class UNet(nn.Module):
@@ -167,36 +223,24 @@ class UNet(nn.Module):
         super().__init__()
         self.config, self.components = config, components
         base = config.channels
-        widths = [base * m for m in config.multipliers]
         self.time_embed = nn.Sequential(nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base))
         self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(components, base, 3, padding=1)])])
-        skips, current = [base], base
-        for level, width in enumerate(widths):
+        current = base
+        for level, multiplier in enumerate(config.multipliers):
             for _ in range(config.res_blocks):
-                self.input_blocks.append(nn.ModuleList([ResBlock(config, current, width)]))
-                current = width
-                skips.append(current)
-            if level < len(widths) - 1:
+                self.input_blocks.append(nn.ModuleList([ResBlock(config, current, base * multiplier)]))
+                current = base * multiplier
+            if level < len(config.multipliers) - 1:
                 self.input_blocks.append(nn.ModuleList([Downsample(current)]))
-                skips.append(current)
-        self.middle_block = nn.ModuleList(
-            [
-                ResBlock(config, current, current),
-                Attention(config, current),
-                ResBlock(config, current, current),
-            ]
-        )
-        self.output_blocks = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
-            for i in range(config.res_blocks + 1):
-                block = nn.ModuleList([ResBlock(config, current + skips.pop(), width)])
-                if level > 0 and i == config.res_blocks:
-                    block.append(Upsample(width))
-                self.output_blocks.append(block)
-                current = width
-        last = nn.Conv2d(current, 2 * components, 3, padding=1)
-        _zero(last)
-        self.out = nn.Sequential(GroupNorm(config.groups, current), nn.SiLU(), last)
+        self._add_decoders()
+
+    def _add_decoders(self) -> None:
+        decoder = Decoder.build(self.config, self.components, self.config.multipliers)
+        self.middle_block, self.output_blocks, self.out = decoder
+
+    def decoder(self, interval: int) -> Decoder:
+        """The decoder of an interval of timesteps."""
+        return Decoder(self.middle_block, self.output_blocks, self.out)
 
     def forward(self, x_NCHW: Tensor, t_N: Tensor) -> Tensor:
         """Predict the noise (first C channels) and the variance's interpolation (last C).
@@ -205,8 +249,7 @@ class UNet(nn.Module):
             x_NCHW: Noisy patches; H and W multiples of ``config.downsampling``.
             t_N: Timesteps, 0-based.
         """
-        last = self._decode(x_NCHW, t_N, range(self.config.stages))[-1]
-        return self.out(last)  # type: ignore[no-any-return]
+        return self._decode(*self.encode(x_NCHW, t_N), t_N, (self.config.stages,))[0]
 
     def stages(self, x_NCHW: Tensor, t_N: Tensor, taps: Sequence[int]) -> list[Tensor]:
         """Outputs of the decoder stages ``taps`` (ascending); nothing after the last one is computed.
@@ -215,7 +258,7 @@ class UNet(nn.Module):
             ValueError: ``taps`` is empty, not ascending, or names a stage that does not exist.
         """
         self.check_taps(taps)
-        return self._decode(x_NCHW, t_N, taps)
+        return self._decode(*self.encode(x_NCHW, t_N), t_N, taps)
 
     def check_taps(self, taps: Sequence[int]) -> None:
         """Refuse stages that cannot be tapped.
@@ -229,24 +272,18 @@ class UNet(nn.Module):
                 f"found {list(taps)}"
             )
 
-    def _decode(self, x_NCHW: Tensor, t_N: Tensor, taps: Sequence[int]) -> list[Tensor]:
+    def encode(self, x_NCHW: Tensor, t_N: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The encoder's maps, and the timesteps' embedding (N, E)."""
         embedding = self.time_embed(timestep_embedding(t_N, self.config.channels))
-        h, skips = x_NCHW, []
+        maps = [x_NCHW]
         for block in self.input_blocks:
-            h = _run(block, h, embedding)
-            skips.append(h)
-        h = _run(self.middle_block, h, embedding)
-        tapped = []
-        for stage, block in enumerate(self.output_blocks[: taps[-1] + 1]):
-            h = _run(block, torch.cat([h, skips.pop()], dim=1), embedding)
-            if stage in taps:
-                tapped.append(h)
-        return tapped
+            maps.append(_run(block, maps[-1], embedding))
+        return maps[1:], embedding
 
-
-def _zero(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
+    def _decode(
+        self, maps: list[Tensor], embedding_NE: Tensor, t_N: Tensor, taps: Sequence[int]
+    ) -> list[Tensor]:
+        return self.decoder(0)(maps, embedding_NE, taps)
 
 
 def _run(block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Memory is an estimate: a process with its libraries, the weights, and the larges
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from mtmsd.features import feature_width, windows_at_once
 from mtmsd.split import TRAIN
-from mtmsd.unet import UNet
+from mtmsd.unets import make_unet
 from pipeline.artifacts import RunFolder
 from pipeline.checkpoints import checkpoints
 from pipeline.cluster import joins_cluster, ray_session
@@ -184,16 +184,24 @@ def _map(config: Config, scene: Scene) -> dict[str, Any]:
 def unet_bytes(config: Config, side: int) -> tuple[int, int]:
     """Bytes of the U-Net's weights, and of all maps that training holds for one window of a side, float32.
 
-    The network is built without memory (torch's device "meta") and run once.
+    The network is built without memory (torch's device "meta") and run once with each of its decoders, of
+    which a step of training holds the maps of one.
     """
     sizes: list[int] = []
+    intervals = config.unet.intervals
+    placed = replace(config.unet, cuts=config.unet.cuts or tuple(range(1, intervals)))
     with torch.device("meta"):
-        unet = UNet(config.unet, config.reduce.components)
+        unet = make_unet(placed, config.reduce.components)
         for layer in unet.modules():
             if not list(layer.children()):
                 layer.register_forward_hook(lambda _, __, out: sizes.append(out.numel()))
-        unet(torch.empty(1, config.reduce.components, side, side), torch.zeros(1))
-    return sum(p.numel() for p in unet.parameters()) * _FLOAT, sum(sizes) * _FLOAT
+        maps = unet.encode(torch.empty(1, config.reduce.components, side, side), torch.zeros(1))
+        encoder, most = sum(sizes), 0
+        for interval in range(intervals):
+            sizes.clear()
+            unet.decoder(interval)(*maps, taps=(config.unet.stages,))
+            most = max(most, sum(sizes))
+    return sum(p.numel() for p in unet.parameters()) * _FLOAT, (encoder + most) * _FLOAT
 
 
 def _extractor_bytes(config: Config) -> int:

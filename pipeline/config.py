@@ -97,6 +97,12 @@ class Config(_Section):
                 f"features.stages must be below {self.unet.stages}, the decoder stages of unet, "
                 f"found {self.features.stages[-1]}"
             )
+        feature_width(self.unet, self.features.stages, self.patches.side)
+        if self.unet.cuts and self.unet.cuts[-1] >= self.diffusion.steps:
+            raise ValueError(
+                f"unet.cuts must be below diffusion.steps ({self.diffusion.steps}), "
+                f"found {self.unet.cuts[-1]}"
+            )
         if self.features.timesteps[-1] >= self.diffusion.steps:
             raise ValueError(
                 f"features.timesteps must be below diffusion.steps ({self.diffusion.steps}), "
@@ -202,6 +208,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
 """The stages in order, and the sections that each one's result depends on (besides earlier stages)."""
 
 _WITHOUT_EFFECT = {("pretrain", "checkpoint_every"), ("map", "pixels")}
+_MULTISTAGE = ("kind", "cuts", "decoders", "cut_similarity", "cut_tolerance", "cut_window")
 
 
 def stage_settings(config: Config, stage: str) -> dict[str, Any]:
@@ -212,6 +219,8 @@ def stage_settings(config: Config, stage: str) -> dict[str, Any]:
         del chosen[section][key]
     if stage == "pretrain":
         del chosen["patches"]["stride"], chosen["patches"]["blend"]
+        if config.unet.kind == "single":
+            chosen["unet"] = {key: chosen["unet"][key] for key in chosen["unet"] if key not in _MULTISTAGE}
         chosen["train_workers"] = config.cluster.train_workers
     return chosen
 

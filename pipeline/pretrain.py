@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from ray.train.collective import broadcast_from_rank_zero
 from safetensors.torch import save_file
 
 from mtmsd.diffusion import Schedule
+from mtmsd.multistage import find_cuts
 from mtmsd.training import Averaged, make_optimizer, pretrain_step
-from mtmsd.unet import UNet
+from mtmsd.unets import make_unet
 from pipeline import storage
-from pipeline.artifacts import RunFolder, write_json
+from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, save_checkpoint
 from pipeline.cluster import share_out
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import PatchReader, Reduced
 from pipeline.scene import Scene
@@ -31,6 +34,7 @@ _REPORT_EVERY = 5
 _INTERVAL_STEPS = 100
 _INTERVAL_BYTES = 256 << 20
 _INTERVAL_TASKS = 4
+_CUT_PATCHES = 128
 
 
 def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> dict[str, Any]:
@@ -40,6 +44,8 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
     """
     shares = share_out(config.cluster)
     with metered("pretrain", config.pretrain.steps, "steps") as (meter, record):
+        storage.make_folder(folder.pretrain)
+        config = _with_cuts(config, folder)
         settings = {
             "config": config.model_dump(mode="json"),
             "reduced": str(folder.reduced),
@@ -47,7 +53,6 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
             "threads": shares.worker_threads,
             "meter": meter,
         }
-        storage.make_folder(folder.pretrain)
         drop_damaged(folder.pretrain)
         fit(
             _train_loop,
@@ -59,6 +64,27 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
         )
         _publish(config, folder, Reduced(str(folder.reduced)).shape[0])
         return record()
+
+
+def _with_cuts(config: Config, folder: RunFolder) -> Config:
+    """The same with the timesteps at which decoders change; found on the scene once, kept in ``cuts.json``.
+
+    Raises:
+        UserError: The scene's patches show no intervals.
+    """
+    if config.unet.kind == "single" or config.unet.cuts:
+        return config
+    found = folder.pretrain / "cuts.json"
+    if not found.exists():
+        sample, all_of_it = replace(config.pretrain, batch=_CUT_PATCHES), slice(0, _CUT_PATCHES)
+        reader = PatchReader(Reduced(str(folder.reduced)), config.patches, sample, config.seed, all_of_it)
+        patches = torch.from_numpy(reader(0)["patches"])
+        try:
+            cuts = find_cuts(patches, Schedule(config.diffusion), config.unet, config.seed)
+        except ValueError as error:
+            raise UserError(f"pretrain: {error}") from None
+        write_json(found, cuts)
+    return config.model_copy(update={"unet": replace(config.unet, cuts=tuple(read_json(found)))})
 
 
 def _publish(config: Config, folder: RunFolder, components: int) -> None:
@@ -86,7 +112,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
     reduced = Reduced(settings["reduced"])
     device = ray.train.torch.get_device()
     torch.manual_seed(config.seed)
-    unet = UNet(config.unet, reduced.shape[0]).to(device)
+    unet = make_unet(config.unet, reduced.shape[0]).to(device)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, averaged = make_optimizer(unet, config.pretrain), Averaged(unet, config.pretrain.ema)
     start, history = 0, []
@@ -98,7 +124,9 @@ def _train_loop(settings: dict[str, Any]) -> None:
         unet.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         averaged.weights, start, history = state["averaged"], state["step"], state["history"]
-    model = ray.train.torch.prepare_model(unet, move_to_device=False)
+    # A step trains one decoder; the others have no gradient, on any worker.
+    options = {"find_unused_parameters": config.unet.intervals > 1}
+    model = ray.train.torch.prepare_model(unet, move_to_device=False, parallel_strategy_kwargs=options)
     schedule = Schedule(config.diffusion)
     meter: ActorHandle[Any] | None = settings["meter"] if rank == 0 else None
     if meter is not None:
@@ -115,6 +143,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
                 seed=config.seed,
                 step=step,
                 share=share,
+                cuts=config.unet.cuts or (),
             )
         )
         averaged.update(unet, step)

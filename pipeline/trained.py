@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
 from mtmsd.classifier import Head
@@ -12,7 +13,8 @@ from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble
 from mtmsd.features import Extractor, Readout
 from mtmsd.purify import Selection
-from mtmsd.unet import UNet
+from mtmsd.unet import UNet, UNetConfig
+from mtmsd.unets import make_unet
 from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
@@ -59,8 +61,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def load_unet(path: Path) -> UNet:
     """The trained U-Net (averaged weights) with the configuration in its file's metadata."""
     tensors, metadata = read_weights(path)
-    config = Config.model_validate({"unet": json.loads(metadata["unet"])})
-    unet = UNet(config.unet, int(metadata["components"]))
+    config = TypeAdapter(UNetConfig).validate_json(metadata["unet"])
+    unet = make_unet(config, int(metadata["components"]))
     unet.load_state_dict(tensors)
     return unet
 

@@ -92,6 +92,21 @@ def test_unet_bytes_are_those_of_the_real_network() -> None:
     assert torch.empty(1).device.type == "cpu", "the device meta is left again"
 
 
+def test_bytes_of_a_network_with_three_decoders() -> None:
+    from mtmsd.unets import make_unet
+
+    single, three = load_config(TINY), load_config(TINY, ["unet.kind=multistage"])
+    wide = load_config(
+        TINY, ["unet.kind=multistage", "unet.decoders=[[1,2],[1,2],[2,2]]", "features.stages=[1]"]
+    )
+    unet = make_unet(load_config(TINY, ["unet.kind=multistage", "unet.cuts=[9,99]"]).unet, 4)
+    weights, maps = unet_bytes(three, 16)
+    assert weights == sum(p.numel() for p in unet.parameters()) * 4
+    assert 2 * unet_bytes(single, 16)[0] < weights < 3 * unet_bytes(single, 16)[0]
+    assert maps == unet_bytes(single, 16)[1], "a step of training holds one decoder's maps"
+    assert unet_bytes(wide, 16)[1] > maps
+
+
 def test_memory_that_cannot_fit_is_refused() -> None:
     config = load_config(None, ["cluster.actors=4"])
     cost = Cost("map", "tiles", units=10, done=0, actor_bytes=2 * GIB)

@@ -15,11 +15,13 @@ import zarr
 from safetensors.torch import load_file
 
 from benchmarks.learn import Learner
+from mtmsd.training import draw_interval
 from pipeline.artifacts import STAGES, RunFolder, read_json
+from pipeline.checkpoints import checkpoints
 from pipeline.config import Config
 from pipeline.run import cli
 from pipeline.scene import open_scene
-from pipeline.trained import load_ensemble
+from pipeline.trained import load_ensemble, load_unet
 from tests.conftest import DEAD_BAND, TINY
 from tests.faults import Driver, assert_same, marked
 
@@ -220,6 +222,38 @@ def test_training_repeats_bit_for_bit(finished: Path, run_copy: Path, tiny_scene
     del whole["map_oa"]  # of a stage that this run has not reached
     assert read_json(run_copy / "metrics.json") == whole
     assert not (run_copy / "map.zarr").exists(), "results of stages that follow must not stay"
+
+
+def test_multistage_finds_its_intervals_resumes_and_extracts(
+    finished: Path, run_copy: Path, tiny_scene: Path
+) -> None:
+    """Two workers; the second half of the training again, from the checkpoint of the first."""
+    arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(run_copy)]
+    arguments += ["--set", "unet.kind=multistage", "--set", "unet.cut_window=4"]
+    assert cli([*arguments, "--from", "pretrain", "--until", "pretrain"]) == 0
+    folder = RunFolder(run_copy)
+    whole, cuts = load_file(folder.unet), read_json(folder.pretrain / "cuts.json")
+    unet = load_unet(folder.unet)
+    assert (unet.config.kind, list(unet.config.cuts)) == ("multistage", cuts)
+    assert 0 < cuts[0] < cuts[1] < 1000
+    trained = {unet.config.interval(draw_interval(0, step, cuts, 1000)[0]) for step in range(6)}
+    assert len(trained) > 1
+    for interval in range(3):
+        last = whole[f"decoders.{interval}.out.2.weight"]  # zero until it is trained
+        assert bool(last.any()) == (interval in trained)
+    folder.unet.unlink()
+    checkpoints(folder.pretrain)[-1].unlink()
+    records = read_json(folder.stages)
+    records["pretrain"]["status"] = "running"
+    folder.stages.write_text(json.dumps(records))
+    assert cli([*arguments, "--until", "extract"]) == 0
+    again = load_file(folder.unet)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    mine, single = (zarr.open_group(run / "features.zarr", mode="r") for run in (run_copy, finished))
+    for kind in ("centre", "pooled"):
+        found = np.asarray(mine[kind][...])
+        assert found.shape == single[kind].shape
+        assert np.isfinite(found).all()
 
 
 def test_a_model_maps_another_scene(finished: Path, tiny_scene: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import mtmsd
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ["mtmsd", *(f"mtmsd.{path.stem}" for path in sorted((ROOT / "mtmsd").glob("[!_]*.py")))]
 WITH_EXAMPLES = {
-    "mtmsd", "mtmsd.bands", "mtmsd.diffusion", "mtmsd.metrics", "mtmsd.purify", "mtmsd.spectral",
-    "mtmsd.split", "mtmsd.windows",
+    "mtmsd", "mtmsd.bands", "mtmsd.diffusion", "mtmsd.metrics", "mtmsd.multistage", "mtmsd.purify",
+    "mtmsd.spectral", "mtmsd.split", "mtmsd.unet", "mtmsd.windows",
 }  # fmt: skip
 
 

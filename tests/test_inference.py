@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mtmsd.convolutions import Convolution, UpConvolution, edge_sums
 from mtmsd.inference import FrozenUNet
-from mtmsd.unet import UNet, UNetConfig, Upsample
+from mtmsd.layers import Upsample
+from mtmsd.unet import UNet, UNetConfig
 from mtmsd.winograd import Winograd
 from tests import reference
 

@@ -17,6 +17,8 @@ from pipeline.run import cli
 from pipeline.scene import open_scene, write_scene
 from tests.conftest import ROOT, TINY, refused
 
+MULTISTAGE = ("--set", "unet.kind=multistage")
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -33,6 +35,15 @@ from tests.conftest import ROOT, TINY, refused
         (["nowhere.zarr", "--set", "unet.channels=many"], ["unet.channels", "integer", "many"]),
         (["nowhere.zarr", "--set", "unet.channels"], ["expected section.key=value"]),
         (["nowhere.zarr", "--set", "unet.channels=40"], ["unet.channels", "32", "40"]),
+        (
+            ["nowhere.zarr", *MULTISTAGE, "--set", "unet.decoders=[[1,2,2],[1,2,2],[1,1,2]]"],
+            ["features.stages: stage 3 is [128, 128, 64] channels wide", "one width at all timesteps"],
+        ),
+        (
+            ["nowhere.zarr", *MULTISTAGE, "--set", "unet.cuts=[400,1000]"],
+            ["unet.cuts must be below diffusion.steps (1000), found 1000"],
+        ),
+        (["nowhere.zarr", "--set", "unet.kind=twofold"], ["unet.kind", "or 'multistage'", "twofold"]),
         (["nowhere.zarr", "--set", "patches.size=50"], ["patches.size", "multiple of 4", "50"]),
         (["nowhere.zarr", "--set", "features.stages=[1,9]"], ["features.stages", "below 9"]),
         (["nowhere.zarr", "--set", "features.timesteps=[50,1000]"], ["features.timesteps", "1000"]),
@@ -140,6 +151,21 @@ def test_folder_of_another_configuration_is_refused(
     arguments = [scene, "--config", str(TINY), "--out", str(folder.path), "--set", "pretrain.steps=7"]
     refused(capsys, arguments, "stage pretrain", "pretrain.steps = 6", "asks for 7", "--from pretrain")
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_folder_of_another_kind_of_network_is_refused(
+    begun: tuple[str, RunFolder, Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene, folder, _ = begun
+    arguments = [scene, "--config", str(TINY), "--out", str(folder.path), *MULTISTAGE]
+    refused(capsys, arguments, "pretrain was made with unet.kind = its default", "asks for multistage")
+
+
+def test_settings_of_the_other_kind_change_no_fingerprint() -> None:
+    plain, told = (load_config(TINY, options) for options in ((), ("unet.cut_window=4",)))
+    assert fingerprints(plain, {}) == fingerprints(told, {})
+    three = [load_config(TINY, ["unet.kind=multistage", *o]) for o in ((), ("unet.cut_window=4",))]
+    assert len({fingerprints(config, {})["pretrain"] for config in (plain, *three)}) == 3
 
 
 def test_a_later_setting_keeps_earlier_stages(begun: tuple[str, RunFolder, Config]) -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mtmsd.unet import UNet, UNetConfig, timestep_embedding
+from mtmsd.layers import timestep_embedding
+from mtmsd.unet import UNet, UNetConfig
 from tests import reference
 
 torch.set_num_threads(1)
