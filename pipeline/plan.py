@@ -86,11 +86,11 @@ def _changed(config: Config, folder: RunFolder, stage: str) -> str:
     again = f"choose another --out, or --from {stage} to make it and later stages again"
     for earlier in STAGES[: STAGES.index(stage) + 1]:
         before, now = (_flat(stage_settings(c, earlier)) for c in (old, config))
-        for key in now:
-            if before[key] != now[key]:
+        for key in before | now:
+            if before.get(key) != now.get(key):
                 return (
-                    f"--out {folder.path}: stage {earlier} was made with {key} = {before[key]}, the "
-                    f"command asks for {now[key]}; {again}"
+                    f"--out {folder.path}: stage {earlier} was made with {key} = {before.get(key)}, the "
+                    f"command asks for {now.get(key)}; {again}"
                 )
     return f"--out {folder.path}: stage {stage} was made from another scene, labels or model; {again}"
 
