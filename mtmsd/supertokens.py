@@ -158,9 +158,10 @@ class Supertokens(nn.Module):
         """
         cell, shape = self.config.cell, probability_CHW.shape
         height, width = (side // cell for side in shape[1:])
-        share_GPJ, _ = self(cube_KHW, probability_CHW.sum(dim=0) > 0)
+        share_GPJ: Tensor = self(cube_KHW, probability_CHW.sum(dim=0) > 0).share_GPJ
         own_GPC = _cells(probability_CHW, cell)
-        mean_hwC = token_means(share_GPJ, own_GPC, height, width)[0]
+        sums_hwC = _received(share_GPJ.transpose(1, 2) @ own_GPC, height, width)
+        mean_hwC = sums_hwC / sums_hwC.sum(dim=2, keepdim=True).clamp(min=1e-30)
         mixed_GPC = (share_GPJ @ _neighbours(mean_hwC)) * own_GPC**self.config.own
         mixed_GPC = mixed_GPC / mixed_GPC.sum(dim=2, keepdim=True).clamp(min=1e-30)
         whole = mixed_GPC.unflatten(1, (cell, cell)).unflatten(0, (height, width))
@@ -182,13 +183,6 @@ def pixel_probabilities(position_HW: Tensor, confidence_HW: Tensor, classes: int
     return result.scatter_(0, position_HW.clamp(min=0)[None], chosen[None])
 
 
-def token_means(share_GPJ: Tensor, values_GPC: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Means (h, w, C) of pixels' values over tokens by share, and the tokens' total shares (h, w, 1)."""
-    sums_hwC = _received(share_GPJ.transpose(1, 2) @ values_GPC, height, width)
-    weight_hw1 = _received(share_GPJ.sum(dim=1)[..., None], height, width)
-    return sums_hwC / weight_hw1.clamp(min=1e-30), weight_hw1
-
-
 def token_loss(
     supertokens: Supertokens, head: nn.Linear, cube_KHW: Tensor, valid_HW: Tensor, label_HW: Tensor
 ) -> Tensor:
@@ -205,7 +199,8 @@ def token_loss(
         valid_HW: Where there is data.
         label_HW: Class positions, -1 = unlabelled.
     """
-    share_GPJ, token_hwF = supertokens(cube_KHW, valid_HW)
+    clusters: Clusters = supertokens(cube_KHW, valid_HW)
+    share_GPJ, token_hwF = clusters
     height, width = token_hwF.shape[:2]
     known_HW = (label_HW >= 0) & valid_HW
     onehot = F.one_hot(label_HW.clamp(min=0), head.out_features).to(cube_KHW.dtype) * known_HW[..., None]

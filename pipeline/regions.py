@@ -89,15 +89,15 @@ class RegionReader:
         )
         inside = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
         cube = np.zeros((self.reduced.shape[0], self.side, self.side), np.float32)
-        code, confidence = np.zeros((2, self.side, self.side), np.float32)
+        code = np.zeros((self.side, self.side), np.int32)
+        confidence = np.zeros(code.shape, np.float32)
         cube[:, *inside] = self.reduced.read(rows.start, rows.stop, columns.start, columns.stop)
         group: Any = zarr.open_group(self.map, mode="r", use_consolidated=False)
         code[inside] = read_region(group["class" + PIXEL], (rows, columns))
         confidence[inside] = read_region(group["confidence" + PIXEL], (rows, columns))
         read = (cube.shape[0] + 2) * 4 * (rows.stop - rows.start) * (columns.stop - columns.start)
         return {
-            "cube": np.nan_to_num(cube), "code": code.astype(np.int32),
-            "confidence": np.nan_to_num(confidence),
+            "cube": np.nan_to_num(cube), "code": code, "confidence": np.nan_to_num(confidence),
             "at": np.array([y0 - top, y1 - top, x0 - left, x1 - left]), "pixels": 0, "bytes_read": read,
         }  # fmt: skip
 
