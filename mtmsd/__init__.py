@@ -2,7 +2,7 @@
 
 The science alone, with torch and numpy: no cluster, no raster formats, no printing. The modules stand
 in the order of the data: bands, spectral -> windows -> diffusion, unet -> features, spectra -> purify ->
-fusion -> classifier, ensemble -> mosaic, with split, metrics, areas and training beside them.
+fusion -> classifier, ensemble -> mosaic -> supertokens, with split, metrics, areas and training beside them.
 Source: arXiv 2306.08964.
 
 The names below are the pieces; each is loaded from its module when it is first used. For whole scenes
@@ -31,13 +31,16 @@ _PIECES = {
     "features": ("Extractor", "FeatureConfig", "Features", "feature_width"),
     "fusion": ("FusionConfig", "SelectiveFusion"),
     "members": ("Pixels", "held_out_logits", "train_member"),
-    "metrics": ("Confusion",),
+    "metrics": ("Confusion", "boundary_f_score"),
     "mosaic": ("Mosaic", "fade"),
     "multistage": ("MultistageUNet", "OptimalDenoiser", "cut_points", "find_cuts", "similarity"),
     "purify": ("ClassMeans", "PurifyConfig", "Selection", "channel_scores", "select", "select_channels"),
     "spectra": ("box_means",),
     "spectral": ("Moments", "Projection", "ReduceConfig", "fit_projection"),
     "split": ("SplitConfig", "make_split", "near_any", "overlap"),
+    "supertokens": (
+        "SupertokenConfig", "Supertokens", "pixel_probabilities", "spectral_metric", "token_loss",
+    ),
     "training": (
         "Averaged", "PatchDraw", "PretrainConfig", "draw_interval", "draw_patches", "learning_rate",
         "make_optimizer", "pretrain_step", "turned",

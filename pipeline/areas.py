@@ -123,7 +123,7 @@ def _add_estimates(found: dict[str, Any], metrics: dict[str, Any], codes: Array,
     tested = [int(entry["code"]) for entry in metrics["per_class"]]
     at = np.searchsorted(codes, tested)
     try:
-        estimates = estimate_areas(np.asarray(metrics["confusion"]), mapped[at])
+        estimates = estimate_areas(np.asarray(metrics.get("map_confusion", metrics["confusion"])), mapped[at])
     except ValueError:  # not two test pixels on any class of the map
         return
     found["overall_accuracy"] = _number(estimates.overall)

@@ -172,12 +172,21 @@ def _map(config: Config, scene: Scene) -> dict[str, Any]:
     codes = scene.classes.codes if scene.classes else (0,)
     answers = 2 * tile**2 * len(codes) * _FLOAT
     pixel = (1 if max(codes) < 256 else 2) + 2 * _FLOAT
+    passes = 2 if config.map.regions else 1  # the pixel-wise map stays beside the second one's
+    region = (passes - 1) * config.supertokens.side(tile) ** 2 * _FLOAT
     return {
-        "unit": "tiles", "units": tiles, "windows": windows,
-        "unet_passes": windows * len(config.features.timesteps), "bytes_read": tiles * cube,
+        "unit": "tiles", "units": passes * tiles, "windows": windows,
+        "unet_passes": windows * len(config.features.timesteps),
+        "bytes_read": tiles * (cube + region * (config.reduce.components + 2)),
         # The map, overviews (a third), and two GeoTIFFs that are written plain before they are compressed.
-        "bytes_written": round(scene.height * scene.width * (pixel * 4 / 3 + 2 * (pixel - _FLOAT))),
-        "actor_bytes": _PROCESS + _extractor_bytes(config) + 2 * cube + answers,
+        "bytes_written": round(
+            scene.height * scene.width * (pixel * (passes + 1 / 3) + 2 * (pixel - _FLOAT))
+        ),
+        # The regions' actors come later, and hold nine shares and a few times the classes' probabilities.
+        "actor_bytes": _PROCESS + max(
+            _extractor_bytes(config) + 2 * cube + answers,
+            region * (3 * config.reduce.components + 3 * 9 + 4 * len(codes)),
+        ),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +21,7 @@ from mtmsd.fusion import FusionConfig
 from mtmsd.purify import PurifyConfig
 from mtmsd.spectral import ReduceConfig
 from mtmsd.split import SplitConfig
+from mtmsd.supertokens import SupertokenConfig
 from mtmsd.training import PretrainConfig
 from mtmsd.unet import UNetConfig
 from mtmsd.windows import PatchConfig
@@ -41,6 +42,8 @@ class MapConfig(_Section):
     patches.stride. Absent: the multiple nearest to 144, or, where blocks blend, to six strides."""
     pixels: int | None = Field(default=None, ge=1)
     """Pixels that the ensemble classifies at once; absent: as many as keep their features in the cache."""
+    regions: Literal["supertokens"] | None = None
+    """Who votes on each pixel's class once all pixels have theirs; absent: nobody."""
 
 
 class PolygonConfig(_Section):
@@ -81,6 +84,7 @@ class Config(_Section):
     fusion: FusionConfig = FusionConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     map: MapConfig = MapConfig()
+    supertokens: SupertokenConfig = SupertokenConfig()
     polygons: PolygonConfig = PolygonConfig()
     cluster: ClusterConfig = ClusterConfig()
 
@@ -111,6 +115,10 @@ class Config(_Section):
         if self.tile % self.patches.stride:
             raise ValueError(
                 f"map.tile must be a multiple of patches.stride ({self.patches.stride}), found {self.tile}"
+            )
+        if self.map.regions is None and self.supertokens != SupertokenConfig():
+            raise ValueError(
+                "supertokens.* has no effect without map.regions=supertokens; set that too, or leave it out"
             )
         if self.pretrain.batch % self.cluster.train_workers:
             raise ValueError(
@@ -202,7 +210,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "pretrain": ("seed", "patches", "unet", "diffusion", "pretrain"),
     "extract": ("seed", "patches", "features", "split", "purify"),
     "classify": ("seed", "fusion", "classifier"),
-    "map": ("patches", "map"),
+    "map": ("patches", "map", "supertokens"),
     "report": ("polygons",),
 }
 """The stages in order, and the sections that each one's result depends on (besides earlier stages)."""
@@ -222,6 +230,8 @@ def stage_settings(config: Config, stage: str) -> dict[str, Any]:
         if config.unet.kind == "single":
             chosen["unet"] = {key: chosen["unet"][key] for key in chosen["unet"] if key not in _MULTISTAGE}
         chosen["train_workers"] = config.cluster.train_workers
+    if stage == "map" and config.map.regions is None:
+        del chosen["map"]["regions"], chosen["supertokens"]
     return chosen
 
 

@@ -1,9 +1,11 @@
 """Stage ``map``: every pixel's class, confidence and entropy.
 
 One row is one tile of the map with its halo. One actor takes it through windows, U-Net features,
-purification, fusion and the ensemble; only the finished tile leaves the actor.
+purification, fusion and the ensemble; only the finished tile leaves the actor. With ``map.regions`` that is
+the pixel-wise map, and a second pass over it makes the final one (regions.py).
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import zarr
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
+from mtmsd.metrics import Confusion
 from mtmsd.mosaic import Mosaic
 from mtmsd.purify import Selection
 from mtmsd.split import TEST
 from mtmsd.windows import windows_of_tile
-from pipeline import storage
+from pipeline import regions, storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.classes import ClassTable, table_of, to_attributes
 from pipeline.cluster import share_out
@@ -25,10 +28,11 @@ from pipeline.config import Config
 from pipeline.export import preview, write_cogs, write_overviews
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import Reduced, TileReader
+from pipeline.regions import ARRAYS, PIXEL, Regions
 from pipeline.scene import Scene, write_georeference
 from pipeline.scene_arrays import named_array
 from pipeline.trained import load_ensemble, make_extractor
-from pipeline.units import ChunkSink, Region, TileGrid, UnitSource, read_units, write_units
+from pipeline.units import ChunkSink, TileGrid, UnitSource, read_units, write_units
 
 _CACHED_BYTES = 6 << 20
 """Features of the pixels that are classified at once: they should stay in the processor's cache."""
@@ -36,27 +40,28 @@ _CACHED_BYTES = 6 << 20
 _STRIP = 64
 """Rows of a tile that are decided at once."""
 
-ARRAYS = ("class", "confidence", "entropy")
-
 
 def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     """Write ``map.zarr``, ``map.tif`` and ``confidence.tif``; returns what was measured."""
     grid = TileGrid(scene.height, scene.width, config.tile)
     shares = share_out(config.cluster)
     reduced = Reduced(str(folder.reduced))
-    with metered("map", len(grid), "tiles") as (meter, record):
-        create(folder, scene, grid)
-        todo = folder.todo("map", range(len(grid)))
-        meter.skip.remote(len(grid) - len(todo))
-        if todo:
+    units, suffix = (2 * len(grid), PIXEL) if config.map.regions else (len(grid), "")
+    with metered("map", units, "tiles") as (meter, record):
+        create(folder, scene, grid, regional=bool(config.map.regions))
+        left = folder.todo("map", range(units))
+        meter.skip.remote(units - len(left))
+        if todo := [unit for unit in left if unit < len(grid)]:
             side = TileReader.side(grid, config.patches)
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
             tiles = shares.through_actors(
                 read_units(source), len(todo), MapActor, (config, folder, shares.gpu, meter)
             )
-            sink = ChunkSink("map.zarr", folder.map, _Regions(grid), folder.markers("map"), meter)
+            sink = ChunkSink("map.zarr", folder.map, Regions(grid, suffix), folder.markers("map"), meter)
             write_units(tiles, sink)
+        if voting := [unit for unit in left if unit >= len(grid)]:
+            regions.vote(config, folder, grid, voting, shares, meter)
         finish(folder, scene)
         return record()
 
@@ -67,28 +72,30 @@ def finish(folder: RunFolder, scene: Scene) -> None:
     write_cogs(folder.map, scene, folder.path)
     preview(folder.map, folder.path / "map_preview.png")
     if folder.metrics.exists() and folder.features.exists():
-        write_json(folder.metrics, read_json(folder.metrics) | {"map_oa": score(folder)})
+        write_json(folder.metrics, read_json(folder.metrics) | score(folder))
 
 
-def score(folder: RunFolder) -> float:
-    """Share of the test pixels at which the finished map is right.
+def score(folder: RunFolder) -> dict[str, Any]:
+    """``map_oa``: share of the test pixels at which the finished map is right.
 
-    ``oa`` scores each test pixel by its own block's window alone; on the map neighbouring windows blend.
+    ``oa`` scores each test pixel by its own block's window alone; on the map neighbouring windows blend, and
+    where regions have voted, ``map_oa_pixel`` is that of the map before, ``map_confusion`` that of the
+    final one.
     """
     group: Any = zarr.open_group(str(folder.features), mode="r", use_consolidated=False)
     split, label, y, x = (np.asarray(group[n][...]) for n in ("split", "label", "y_index", "x_index"))
     tested = split == TEST
-    found: Any = zarr.open_group(str(folder.map), mode="r", use_consolidated=False)["class"]
-    return float((found.vindex[y[tested], x[tested]] == label[tested]).mean())
-
-
-class _Regions:
-    def __init__(self, grid: TileGrid) -> None:
-        self._grid = grid
-
-    def __call__(self, unit: int) -> dict[str, Region]:
-        y0, y1, x0, x1 = self._grid.bounds(unit)
-        return {name: (slice(y0, y1), slice(x0, x1)) for name in ARRAYS}
+    mapped: Any = zarr.open_group(str(folder.map), mode="r", use_consolidated=False)
+    at, truth = (y[tested], x[tested]), label[tested]
+    final = mapped["class"].vindex[at]
+    found: dict[str, Any] = {"map_oa": float((final == truth).mean())}
+    if "class" + PIXEL in mapped:
+        codes = np.asarray([entry["code"] for entry in read_json(folder.metrics)["per_class"]])
+        confusion = Confusion(len(codes))
+        confusion.update(np.searchsorted(codes, truth), np.searchsorted(codes, final))
+        found["map_oa_pixel"] = float((mapped["class" + PIXEL].vindex[at] == truth).mean())
+        found["map_confusion"] = confusion.counts.tolist()
+    return found
 
 
 class MapActor:
@@ -99,6 +106,7 @@ class MapActor:
     ) -> None:
         torch.set_num_threads(config.cluster.threads)
         self._config, self._meter = config, meter
+        self._suffix = PIXEL if config.map.regions else ""
         self._ensemble = load_ensemble(config, folder, gpu)
         stored = read_json(folder.selection)
         self._codes = np.asarray(stored["codes"])
@@ -125,7 +133,10 @@ class MapActor:
             mine = wanted[first : first + self._extract.batch]
             self._add(mosaic, mine, np.stack([windows[at] for at in mine]))
         answers = self._decide(mosaic, valid)
-        row = {name: self._whole(values)[None] for name, values in zip(ARRAYS, answers, strict=True)}
+        row = {
+            name + self._suffix: self._whole(values)[None]
+            for name, values in zip(ARRAYS, answers, strict=True)
+        }
         carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
         return row | carried | {"peak_rss": np.array([peak_rss()])}
 
@@ -158,15 +169,15 @@ class MapActor:
         return np.pad(values, missing)
 
 
-def create(folder: RunFolder, scene: Scene, grid: TileGrid) -> None:
-    """Lay out ``map.zarr``, empty, unless it is there."""
+def create(folder: RunFolder, scene: Scene, grid: TileGrid, regional: bool = False) -> None:
+    """Lay out ``map.zarr``, empty, unless it is there, also for the pixel-wise map where regions vote."""
     if folder.must_lay_out("map", folder.map):
         classes = table_of([tuple(row) for row in read_json(folder.selection)["classes"]])
         with storage.laid_out(folder.map) as place:
-            _lay_out(place, scene, grid, classes)
+            _lay_out(place, scene, grid, classes, regional)
 
 
-def _lay_out(place: Path, scene: Scene, grid: TileGrid, classes: ClassTable) -> None:
+def _lay_out(place: Path, scene: Scene, grid: TileGrid, classes: ClassTable, regional: bool) -> None:
     group = zarr.open_group(place, mode="w", zarr_format=2)  # GDAL before 3.11 reads no final Zarr v3
     code_type = "uint8" if max(classes.codes) < 256 else "uint16"
     about: dict[str, dict[str, Any]] = {
@@ -177,10 +188,12 @@ def _lay_out(place: Path, scene: Scene, grid: TileGrid, classes: ClassTable) -> 
         },
         "entropy": {"long_name": "entropy of the ensemble's mean probabilities", "units": "nat"},
     }
-    for name in ARRAYS:
-        integer = name == "class"
+    for name, suffix in itertools.product(ARRAYS, ("", PIXEL) if regional else ("",)):
+        integer, said = name == "class", dict(about[name])
+        if regional and not suffix:
+            said["long_name"] += ", after the vote of supertokens"
         named_array(
-            group, name, ("y", "x"), about[name], shape=(scene.height, scene.width),
+            group, name + suffix, ("y", "x"), said, shape=(scene.height, scene.width),
             chunks=(grid.side, grid.side), dtype=code_type if integer else "float32",
             fill_value=None if integer else float("nan"), compressors={"id": "gzip", "level": 5},
         )  # fmt: skip

@@ -23,6 +23,7 @@ MODEL_STAGES = ("reduce", "map", "report")
 
 FloatArray = NDArray[np.float64]
 
+_SETTABLE = ("map", "supertokens", "polygons", "cluster")
 _PARTS = ("spectral.json", "pretrain/unet.safetensors", "classifier/selection.json")
 _WINDOWS = 4  # windows that are sampled along an axis of the scene
 _WINDOW = 32  # side of such a window, pixels
@@ -40,7 +41,7 @@ class Match:
 
 
 def model_config(model: Path, config_file: str | None, overrides: Sequence[str]) -> Config:
-    """The model's own configuration; only ``map`` and ``cluster`` may be set anew.
+    """The model's own configuration; only what concerns the map and the cluster may be set anew.
 
     Raises:
         UserError: The folder is no finished model, or another section is set.
@@ -49,8 +50,10 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
     if config_file is not None:
         raise UserError("--config cannot be used with --model: the configuration is the model's")
     for override in overrides:
-        if override.split(".")[0].split("=")[0] not in ("map", "polygons", "cluster"):
-            raise UserError(f"--set {override}: with --model only map.*, polygons.* and cluster.* can be set")
+        if override.split(".")[0].split("=")[0] not in _SETTABLE:
+            raise UserError(
+                f"--set {override}: with --model only {', '.join(f'{s}.*' for s in _SETTABLE)} can be set"
+            )
     own = Config.model_validate(read_json(model / "run.json")["config"])
     folder = RunFolder(model)
     needed = [folder.member(own.classifier.members - 1)]

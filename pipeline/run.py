@@ -191,6 +191,11 @@ def _summary(folder: RunFolder) -> None:
             f"({metrics['split']['protocol']} split, {metrics['n_train']} training and "
             f"{metrics['n_test']} test pixels)"
         )
+        if "map_oa_pixel" in metrics:
+            print(
+                f"of the map: OA {metrics['map_oa']:.4f} after the vote of supertokens, "
+                f"{metrics['map_oa_pixel']:.4f} before"
+            )
     for name in ("map.zarr", "map.tif", "map.gpkg", "report.html"):
         if (folder.path / name).exists():
             print(f"{name:12} {folder.path / name}")

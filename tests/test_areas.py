@@ -120,6 +120,11 @@ def test_areas_of_a_run_by_hand(tmp_path: Path) -> None:
     assert "adjusted" not in roof
     assert found["overall_accuracy"] == pytest.approx((3 * 0.8 + 6 * 0.95) / 9)
     assert found["left_out"] == []
+    metrics = json.loads(folder.metrics.read_text())
+    folder.metrics.write_text(json.dumps(metrics | {"map_confusion": [[10, 0], [0, 20]]}))
+    assert write_areas(folder, scene)["classes"][0]["adjusted"] == pytest.approx(
+        3.0
+    )  # of the map after a vote
 
 
 def test_a_class_without_test_pixels_on_the_map_is_named(tmp_path: Path) -> None:

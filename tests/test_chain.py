@@ -185,6 +185,36 @@ def test_only_missing_tiles_are_made(finished: Path, run_copy: Path, tiny_scene:
     assert (result["confidence"][:64, 64:128] == 0.5).all()
 
 
+def test_supertokens_vote_on_the_finished_pixels(finished: Path, run_copy: Path, tiny_scene: Path) -> None:
+    arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(run_copy), "--until", "map"]
+    arguments += ["--set", "map.regions=supertokens"]
+    assert cli([*arguments, "--from", "map"]) == 0
+    group = zarr.open_group(run_copy / "map.zarr", mode="r+", use_consolidated=False)
+    for name, values in _map(finished).items():
+        assert np.array_equal(group[f"{name}_pixel"][...], values, equal_nan=True), name
+    voted, pixelwise = _map(run_copy), _map(finished)
+    assert (voted["class"] != pixelwise["class"]).mean() > 0.01
+    assert np.array_equal(voted["class"] == 0, pixelwise["class"] == 0)
+    assert np.array_equal(np.isnan(voted["entropy"]), pixelwise["class"] == 0)
+    metrics, before = read_json(run_copy / "metrics.json"), read_json(finished / "metrics.json")
+    assert metrics["map_oa_pixel"] == before["map_oa"]
+    confusion = np.asarray(metrics["map_confusion"])
+    assert metrics["map_oa"] == pytest.approx(np.trace(confusion) / metrics["n_test"])
+    with rasterio.open(run_copy / "map.tif") as tif:
+        assert np.array_equal(tif.read(1), voted["class"])
+    records = read_json(run_copy / "stages.json")
+    assert records["map"]["pixels"] == 96 * 150
+    records["map"]["status"] = "running"
+    (run_copy / "stages.json").write_text(json.dumps(records))
+    group["class"][:64, :64] = 1  # tile 0 of the vote: as if it had never been written
+    group["entropy_pixel"][0, 20] = 7.0  # of the pixel-wise map, which is done: must not be touched
+    (run_copy / ".done" / "map" / str(len(list((run_copy / ".done" / "map").iterdir())) // 2)).unlink()
+    assert cli([*arguments, "--set", "cluster.actors=1"]) == 0
+    assert group["entropy_pixel"][0, 20] == 7.0
+    for name, values in _map(run_copy).items():
+        assert np.array_equal(values, voted[name], equal_nan=True), name
+
+
 def test_killed_and_asked_to_end_during_the_map(
     finished: Path, run_copy: Path, tiny_scene: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

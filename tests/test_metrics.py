@@ -13,7 +13,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from mtmsd.metrics import Confusion
+from mtmsd.metrics import Confusion, boundary_f_score
 
 IntArray = NDArray[np.int64]
 
@@ -83,3 +83,29 @@ def test_counts_of_a_city_do_not_overflow() -> None:
 def test_no_pixel_no_accuracy() -> None:
     with pytest.raises(ValueError, match="accuracy needs at least one test pixel, found none"):
         Confusion(3).finish()
+
+
+def test_boundary_f_score_by_hand() -> None:
+    """The truth's border lies between columns 2 and 3; the map's between 4 and 5, and round a wrong pixel."""
+    truth, found = np.ones((2, 7, 9), np.uint8)
+    truth[:, 3:], found[:, 5:] = 2, 2
+    found[0, 0] = 3
+    # Border pixels: of the truth 14, columns 2 and 3; of the map 14, columns 4 and 5, and 3 in the corner.
+    # One pixel apart: columns 3 and 4, and in row 0 columns 1 and 2.
+    exact = boundary_f_score(truth, found, tolerance=0)
+    assert exact == {"f_score": 0, "precision": 0, "recall": 0}
+    near = boundary_f_score(truth, found, tolerance=1)
+    assert (near["precision"], near["recall"]) == pytest.approx((8 / 17, 8 / 14))
+    assert near["f_score"] == pytest.approx(2 * 8 / (17 + 14))
+    assert boundary_f_score(truth, truth, tolerance=0)["f_score"] == 1
+
+
+def test_boundaries_are_compared_where_the_truth_is_known() -> None:
+    truth, found = np.ones((2, 4, 8), np.uint8)
+    truth[:, 2:], found[:, 2:], found[:, 6:] = 2, 2, 1
+    assert boundary_f_score(truth, found, tolerance=1)["precision"] == 0.5
+    truth[:, 5:] = 0
+    assert boundary_f_score(truth, found, tolerance=1)["precision"] == 1
+    assert boundary_f_score(truth * 0, found, tolerance=1)["f_score"] == 0
+    with pytest.raises(ValueError, match="one shape"):
+        boundary_f_score(truth, found[1:], tolerance=1)
