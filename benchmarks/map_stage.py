@@ -28,6 +28,7 @@ from pipeline.artifacts import RunFolder
 from pipeline.cluster import ray_session
 from pipeline.config import Config, load_config
 from pipeline.readers import Reduced, TileReader
+from pipeline.regions import ARRAYS
 from pipeline.scene import Scene
 from pipeline.units import TileGrid
 
@@ -93,7 +94,7 @@ def _bare(config: Config, folder: RunFolder, scene: Scene) -> tuple[float, float
     for unit in range(len(grid)):
         row = actor({key: np.asarray(value)[None] for key, value in ({"unit": unit} | reader(unit)).items()})
         y0, y1, x0, x1 = grid.bounds(unit)
-        for name in map_stage.ARRAYS:
+        for name in ARRAYS:
             group[name][y0:y1, x0:x1] = row[name][0][: y1 - y0, : x1 - x0]
     map_stage.finish(folder, scene)
     return time.perf_counter() - begun, spent["add"] - spent["extract"]

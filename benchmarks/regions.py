@@ -123,7 +123,7 @@ def _supertokens(
     config: Config, folder: RunFolder, code: NDArray[Any], confidence: NDArray[np.float32]
 ) -> Answer:
     """The pipeline's second pass, tile by tile, over a copy of the pixel-wise map."""
-    grid = TileGrid(*code.shape, config.tile)
+    grid = TileGrid(code.shape[0], code.shape[1], config.tile)
     with tempfile.TemporaryDirectory() as temporary:
         copy = zarr.open_group(temporary, mode="w", zarr_format=2)
         for name, values in (("class", code), ("confidence", confidence)):

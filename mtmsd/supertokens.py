@@ -96,7 +96,8 @@ def spectral_metric(
     gram_KK = slope_BK.T @ slope_BK
     identity = torch.eye(len(gram_KK), dtype=torch.float64)
     share = derivative * len(gram_KK) / gram_KK.trace().clamp(min=1e-300)
-    return torch.linalg.cholesky(identity + share * gram_KK).T.float()
+    projection_KK: Tensor = torch.linalg.cholesky(identity + share * gram_KK)
+    return projection_KK.T.float()
 
 
 class Clusters(NamedTuple):
@@ -126,8 +127,8 @@ class Supertokens(nn.Module):
         place_P2 = torch.cartesian_prod(middle, middle) * config.compactness
         features_GPF = torch.cat([features_GPE, place_P2.expand(len(features_GPE), -1, -1)], dim=2) * mask_GP1
         count_G1 = mask_GP1.sum(dim=1)
-        token_hwF = (features_GPF.sum(dim=1) / count_G1.clamp(min=1)).unflatten(0, (height, width))
-        there_GJ = _neighbours(count_G1.unflatten(0, (height, width)))[..., 0] > 0
+        token_hwF = (features_GPF.sum(dim=1) / count_G1.clamp(min=1)).reshape(height, width, -1)
+        there_GJ = _neighbours(count_G1.reshape(height, width, 1))[..., 0] > 0
         offset_JF = F.pad(
             torch.tensor(_ROUND, device=cube_KHW.device) * config.compactness, (token_hwF.shape[2] - 2, 0)
         )
@@ -164,8 +165,7 @@ class Supertokens(nn.Module):
         mean_hwC = sums_hwC / sums_hwC.sum(dim=2, keepdim=True).clamp(min=1e-30)
         mixed_GPC = (share_GPJ @ _neighbours(mean_hwC)) * own_GPC**self.config.own
         mixed_GPC = mixed_GPC / mixed_GPC.sum(dim=2, keepdim=True).clamp(min=1e-30)
-        whole = mixed_GPC.unflatten(1, (cell, cell)).unflatten(0, (height, width))
-        return whole.permute(4, 0, 2, 1, 3).reshape(shape)
+        return mixed_GPC.reshape(height, width, cell, cell, -1).permute(4, 0, 2, 1, 3).reshape(shape)
 
 
 def pixel_probabilities(position_HW: Tensor, confidence_HW: Tensor, classes: int) -> Tensor:
@@ -206,14 +206,15 @@ def token_loss(
     onehot = F.one_hot(label_HW.clamp(min=0), head.out_features).to(cube_KHW.dtype) * known_HW[..., None]
     values_GPC = _cells(onehot.permute(2, 0, 1), supertokens.config.cell)
     sums_hwC = _received(share_GPJ.transpose(1, 2) @ values_GPC, height, width)
-    logits_hwC = head(token_hwF[..., : head.in_features])
+    logits_hwC: Tensor = head(token_hwF[..., : head.in_features])
     return -(sums_hwC * logits_hwC.log_softmax(dim=2)).sum() / known_HW.sum().clamp(min=1)
 
 
 def _cells(values_CHW: Tensor, cell: int) -> Tensor:
     """(C, H, W) -> (G, P, C), cells and their pixels row by row."""
-    split = values_CHW.unflatten(2, (-1, cell)).unflatten(1, (-1, cell))
-    return split.permute(1, 3, 2, 4, 0).flatten(2, 3).flatten(0, 1)
+    count, height, width = values_CHW.shape
+    split = values_CHW.reshape(count, height // cell, cell, width // cell, cell)
+    return split.permute(1, 3, 2, 4, 0).reshape(-1, cell**2, count)
 
 
 def _neighbours(values_hwX: Tensor) -> Tensor:
@@ -226,6 +227,6 @@ def _neighbours(values_hwX: Tensor) -> Tensor:
 
 def _received(values_GJX: Tensor, height: int, width: int) -> Tensor:
     """Sums (h, w, X) of what the cells round each cell give it; the reverse of ``_neighbours``."""
-    padded = F.pad(values_GJX.unflatten(0, (height, width)), (0, 0, 0, 0, 1, 1, 1, 1))
+    padded = F.pad(values_GJX.reshape(height, width, len(_ROUND), -1), (0, 0, 0, 0, 1, 1, 1, 1))
     parts = [padded[1 - y : 1 - y + height, 1 - x : 1 - x + width, j] for j, (y, x) in enumerate(_ROUND)]
     return torch.stack(parts).sum(dim=0)
