@@ -62,10 +62,10 @@ class ClassifierConfig:
                 raise ValueError(f"classifier.{name} must be at least {least}, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"classifier.dropout must lie in [0, 1), found {self.dropout}")
-        if self.patch < 5 or self.patch % 2 == 0:
+        if self.patch < 7 or self.patch % 2 == 0:
             raise ValueError(
-                f"classifier.patch must be odd, for the pixel lies in its middle, and at least 5, the reach "
-                f"of the convolutions; found {self.patch}"
+                f"classifier.patch must be odd, for the pixel lies in its middle, and at least 7, for the "
+                f"convolutions take 4 and tokens are made of several pixels; found {self.patch}"
             )
 
 
@@ -117,6 +117,8 @@ class Member(nn.Module):
         self.register_buffer(f"scale_{name}", torch.ones(shape), persistent=stored)
 
     def _scale_to(self, name: str, features: Tensor) -> None:
+        if not features.numel():
+            return  # nothing is read
         getattr(self, f"mean_{name}").copy_(features.mean(dim=0))
         deviation = features.std(dim=0, correction=0).clamp(min=1e-6)
         getattr(self, f"scale_{name}").copy_(1 / deviation)

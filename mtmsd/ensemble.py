@@ -150,8 +150,8 @@ class Ensemble:
 class PlainEnsemble(Ensemble):
     """Members of any kind, each run as it was trained, on ``_PIXELS`` pixels at a time.
 
-    The last pixels of a call are filled up, so that a pixel's answer does not depend on how many come with
-    it. ``window_votes`` are no votes here, but the standardised pooled features (1, T, N, K).
+    The last pixels of a call are filled up, so that a pixel's answer does not depend on how many follow.
+    ``window_votes`` are no votes here, but the standardised pooled features (1, T, N, K).
     """
 
     def _prepare(self, members: Sequence[Member], temperature: float) -> None:

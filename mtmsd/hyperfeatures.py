@@ -12,9 +12,15 @@ Shapes: N pixel, T timestep, S stage, K kept channel of all stages.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtmsd.fusion import Fusion, FusionConfig
+
+
+_PACE = 10.0
+"""Factor on the T x S numbers: Adam moves each by at most its rate a step, and members take some hundred
+steps where the authors take 5,000."""
 
 
 class Hyperfeatures(Fusion):
@@ -50,14 +56,15 @@ class Hyperfeatures(Fusion):
     def forward(self, centre_NTK: Tensor, pooled_NTK: Tensor) -> Tensor:
         """Fused features (N, width)."""
         weights, fused = self._weights(), centre_NTK.new_zeros(len(centre_NTK), self.width)
+        used = [channels for channels in self._stages if channels]
         for t, centre_NK in enumerate(centre_NTK.unbind(dim=1)):
-            parts = centre_NK.split([channels for channels in self._stages if channels], dim=1)
+            parts = torch.split(centre_NK, used, dim=1)
             for s, (bottleneck, part) in enumerate(zip(self.bottlenecks, parts, strict=True)):
                 fused = fused + weights[t, s] * bottleneck(part)
         return fused
 
     def _weights(self) -> Tensor:
-        return self.mixing.flatten().softmax(dim=0).view_as(self.mixing)
+        return (_PACE * self.mixing).flatten().softmax(dim=0).view_as(self.mixing)
 
 
 class _Bottleneck(nn.Module):
@@ -70,7 +77,7 @@ class _Bottleneck(nn.Module):
         self.shortcut = nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width))
 
     def forward(self, values_NK: Tensor) -> Tensor:
-        return (self.narrow(values_NK) + self.shortcut(values_NK)).relu()
+        return F.relu(self.narrow(values_NK) + self.shortcut(values_NK))
 
 
 def heaviest(mixing_TS: Tensor, keep: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ WIDTH, TOKENS, HEADS = 64, 4, 8
 
 
 class SSFTT(nn.Module):
-    """(N, C, P, P) whitened components, C at least 3 and P at least 5 -> logits.
+    """(N, C, P, P) whitened components, C at least 3 and P at least 7 -> logits.
 
     Args:
         components: C.
@@ -67,7 +67,10 @@ class PatchMember(Member):
 
     def logits(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Tensor:
         """Logits (N, C) from patches."""
-        return self.network(spectra_NE.unflatten(1, self._shape))  # type: ignore[no-any-return]
+        return self.network(self._patches(spectra_NE))  # type: ignore[no-any-return]
+
+    def _patches(self, spectra_NE: Tensor) -> Tensor:
+        return spectra_NE.reshape(len(spectra_NE), *self._shape)
 
 
 class DiffusionPatchMember(PatchMember):
@@ -84,4 +87,4 @@ class DiffusionPatchMember(PatchMember):
     def logits(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Tensor:
         """Logits (N, C) from standardised diffusion features and patches."""
         token = self.lift(self.dropout(self.dy_att(centre_NTK, pooled_NTK)))
-        return self.network(spectra_NE.unflatten(1, self._shape), token)  # type: ignore[no-any-return]
+        return self.network(self._patches(spectra_NE), token)  # type: ignore[no-any-return]

@@ -111,7 +111,7 @@ def mixing_of(
     tables = [table for m in members if (table := m.dy_att.mixing_weights()) is not None]
     if not tables:
         return None
-    weights = torch.stack(tables).mean(dim=0).tolist()
+    weights = torch.stack(tables).mean(dim=0).detach().tolist()
     return {"timesteps": list(timesteps), "stages": list(stages), "weights": weights}
 
 

@@ -145,13 +145,13 @@ def test_bytes_for_people() -> None:
 
 def test_spectra_alone_cost_no_unet(small: tuple[Config, RunFolder, str]) -> None:
     _, folder, url = small
-    alone = ["classifier.kind=ssftt", "classifier.patch=5", "features.spectra=[]"]
+    alone = ["classifier.kind=ssftt", "classifier.patch=7", "features.spectra=[]"]
     config = load_config(TINY, ["split.train_fraction=0.5", *alone])
     planned = _planned((config, folder, url))
     assert planned["pretrain"].units == 0
     assert [planned[stage].unet_passes for stage in ("pretrain", "extract", "map")] == [0, 0, 0]
     assert planned["extract"].windows == 8  # one pass: there are no channels to choose
-    assert planned["extract"].bytes_written == 128 * (4 * 25 * 4 + 4 * 8)  # 5 x 5 patches of 4 components
+    assert planned["extract"].bytes_written == 128 * (4 * 49 * 4 + 4 * 8)  # 7 x 7 patches of 4 components
     assert planned["map"].windows == 25 * 23
 
 

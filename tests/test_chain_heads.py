@@ -16,7 +16,7 @@ from tests.conftest import TINY
 
 pytestmark = pytest.mark.cluster
 
-PATCH = ["classifier.patch=5", "features.spectra=[]"]
+PATCH = ["classifier.patch=7", "features.spectra=[]"]
 
 
 def _run(scene: Path, out: Path, *settings: str) -> Config:

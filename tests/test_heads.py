@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 
 torch.set_num_threads(1)
 
-CLASSES, COMPONENTS, PATCH = 3, 3, 5
+CLASSES, COMPONENTS, PATCH = 3, 3, 7
 KINDS = [
     ("mlp", "selective"), ("mlp", "hyperfeatures"), ("ssftt", "selective"),
     ("diffusion_ssftt", "selective"), ("diffusion_ssftt", "hyperfeatures"),
@@ -104,14 +104,16 @@ def test_the_plain_ensemble_is_the_members_mean(kind: str, fused: str) -> None:
     assert torch.equal(found.position_N, expected.position_N)
     torch.testing.assert_close(found.confidence_N, expected.confidence_N, rtol=1e-4, atol=1e-5)
     assert ensemble.values == 2 * CLASSES
-    # Pixels of one window share its pooled features; how many come together changes no bit.
+    # Pixels of one window share its pooled features; how many come after a pixel changes no bit.
     scaled = (pixels.centre_NTK - ensemble.mean_2TK[0]) * ensemble.scale_2TK[0]
     votes = ensemble.window_votes(pixels.pooled_NTK[:4])
     rows = [
         ensemble.evidence(scaled[a:b].transpose(0, 1), votes[:, :, 2:3], pixels.spectra_NE[a:b])
-        for a, b in ((0, 150), (0, 7), (7, 149), (149, 150))
+        for a, b in ((0, 150), (0, 7), (0, 140), (7, 149))
     ]
-    assert torch.equal(rows[0], torch.cat(rows[1:]))
+    assert torch.equal(rows[0][:7], rows[1])
+    assert torch.equal(rows[0][:140], rows[2])
+    torch.testing.assert_close(rows[0][7:149], rows[3])
     shared = pixels._replace(pooled_NTK=pixels.pooled_NTK[2:3].expand(150, -1, -1))
     torch.testing.assert_close(ensemble.decide(rows[0]).confidence_N, answers(ensemble, shared))
 
@@ -144,11 +146,12 @@ PATCHES = ["classifier.kind=ssftt", "features.spectra=[]"]
     (["fusion.kind=mean"], "fusion.kind must be one of selective, hyperfeatures, found mean"),
     (["classifier.kind=svm"], "classifier.kind must be one of mlp, ssftt, diffusion_ssftt, found svm"),
     (["classifier.kind=ssftt"], "features.spectra must be [] with classifier.kind ssftt"),
-    ([*PATCHES, "patches.stride=40"], "classifier.patch must be at most 5, for windows of 48 pixels reach 2"),
+    ([*PATCHES, "patches.stride=40"], "classifier.patch must be at most 1, for windows of 48 pixels reach 0"),
+    ([*PATCHES, "patches.stride=40", "patches.blend=0"], "classifier.patch must be at most 9"),
     ([*PATCHES, "reduce.components=2"], "reduce.components must be at least 3"),
     ([*PATCHES, "fusion.kind=hyperfeatures"], "fusion.kind hyperfeatures has nothing to fuse"),
     (["classifier.patch=12"], "classifier.patch must be odd"),
-    (["classifier.patch=3"], "at least 5"),
+    (["classifier.patch=5"], "at least 7"),
     (["fusion.keep_timesteps=2"], "fusion.keep_timesteps needs a fusion that weighs whole timesteps"),
     (["fusion.kind=hyperfeatures", "fusion.keep_timesteps=6"], "must be at most 5"),
     (["fusion.width=0"], "fusion.width must be at least 1, found 0"),

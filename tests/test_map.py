@@ -65,8 +65,8 @@ def test_tiles_do_not_change_the_map(tmp_path: Path, blend: int, vote: str) -> N
 
 KINDS = {
     "hyperfeatures": ["fusion.kind=hyperfeatures"],
-    "ssftt": ["classifier.kind=ssftt", "classifier.patch=5", "features.spectra=[]"],
-    "diffusion_ssftt": ["classifier.kind=diffusion_ssftt", "classifier.patch=5", "features.spectra=[]"],
+    "ssftt": ["classifier.kind=ssftt", "classifier.patch=7", "features.spectra=[]"],
+    "diffusion_ssftt": ["classifier.kind=diffusion_ssftt", "classifier.patch=7", "features.spectra=[]"],
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from matplotlib import colormaps
 from PIL import Image
 
 from pipeline.report_images import (
@@ -109,7 +110,7 @@ def test_a_cell_for_each_timestep_and_stage() -> None:
     mixing = {"timesteps": [50, 300], "stages": [3], "weights": [[0.0], [1.0]]}
     image = _png(mixing_map(mixing))
     colors = [tuple(int(v) for v in color) for color in image.reshape(-1, 4)]
-    dark, bright = (68, 1, 84, 255), (253, 231, 37, 255)  # the ends of viridis
+    dark, bright = (tuple(int(v) for v in colormaps["viridis"](end, bytes=True)) for end in (0.0, 1.0))
     assert colors.count(dark) > 10_000
     assert colors.count(bright) == pytest.approx(colors.count(dark), rel=0.05)
     columns = [np.flatnonzero((image == color).all(axis=2).any(axis=0)) for color in (dark, bright)]

@@ -99,7 +99,7 @@ def naive(state: dict[str, np.ndarray], patch: np.ndarray, guests: list[np.ndarr
     return linear("head", (tokens + linear("transformer.linear2", gelu))[0])
 
 
-@pytest.mark.parametrize(("components", "side", "guests"), [(8, 13, 0), (3, 5, 1)])
+@pytest.mark.parametrize(("components", "side", "guests"), [(8, 13, 0), (3, 7, 1)])
 @torch.inference_mode()
 def test_the_network_step_by_step(components: int, side: int, guests: int) -> None:
     model = SSFTT(components, 4, guests).eval()
