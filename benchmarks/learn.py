@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from mtmsd.calibration import Reliability, fit_temperature, fold_of
-from mtmsd.classifier import Head
+from mtmsd.classifier import Member, Sizes
 from mtmsd.diffusion import Schedule
-from mtmsd.ensemble import Ensemble
-from mtmsd.features import Extractor, Readout
+from mtmsd.ensemble import Ensemble, assemble
+from mtmsd.features import Extractor, Readout, stage_widths
 from mtmsd.members import Pixels, held_out_logits, train_member
 from mtmsd.metrics import Confusion
 from mtmsd.purify import ClassMeans, Selection, select
@@ -50,7 +50,8 @@ class Learner:
     def extractor(self, patches: PatchConfig, readout: Readout | None = None) -> Extractor:
         """With the run's U-Net."""
         schedule = Schedule(self.config.diffusion)
-        return Extractor(load_unet(self.folder.unet), schedule, self.config.features, patches, readout)
+        unet, features = load_unet(self.folder.unet), self.config.features
+        return Extractor(unet, schedule, features, patches, readout, self.config.patch)
 
     def features(self, patches: PatchConfig, y: NDArray[np.int64], x: NDArray[np.int64]) -> Kinds:
         """Centre and pooled features and spectra of pixels, in their order."""
@@ -87,7 +88,9 @@ class Learner:
         selection = select(means, self.config.purify)
         kept = features[0][..., list(selection.centre)], features[1][..., list(selection.pooled)], features[2]
         pixels = Pixels(*kept, torch.from_numpy(position)).at(torch.from_numpy(train))
-        ensemble = self._ensemble(pixels, classes)
+        stages = stage_widths(self.config.unet, self.config.features.stages, self.config.patches.side)
+        sizes = Sizes(kept[0].shape[1], selection.per_stage(stages), classes, kept[2].shape[1])
+        ensemble = self._ensemble(pixels, sizes)
         test, confusion, reliability = np.flatnonzero(use == TEST), Confusion(classes), Reliability()
         for part in np.array_split(test, max(1, len(test) // 256)):
             answer = ensemble(*(kind[part] for kind in kept))
@@ -96,17 +99,15 @@ class Learner:
             reliability.update(answer.confidence_N.numpy(), predicted == position[part])
         return Learnt(ensemble, selection, confusion, reliability)
 
-    def _ensemble(self, pixels: Pixels, classes: int) -> Ensemble:
+    def _ensemble(self, pixels: Pixels, sizes: Sizes) -> Ensemble:
         head, fusion, seed = self.config.classifier, self.config.fusion, self.config.seed
-        members: list[Head] = []
+        members: list[Member] = []
         for member in range(head.members):
-            members.append(train_member(head, fusion, pixels, classes, seed=seed, member=member)[0])
+            members.append(train_member(head, fusion, pixels, sizes, seed=seed, member=member)[0])
         if not head.calibrate:
-            return Ensemble(members, head.vote)
+            return assemble(members, head.vote)
         fold = torch.from_numpy(fold_of(pixels.position_N.numpy(), head.members, seed))
         held = [(m, fold == m) for m in range(head.members) if (fold == m).any()]
-        logits = [
-            held_out_logits(head, fusion, pixels, classes, mask, seed=seed, member=m) for m, mask in held
-        ]
+        logits = [held_out_logits(head, fusion, pixels, sizes, mask, seed=seed, member=m) for m, mask in held]
         truth = [pixels.position_N[mask] for _, mask in held]
-        return Ensemble(members, head.vote, fit_temperature(torch.cat(logits), torch.cat(truth)))
+        return assemble(members, head.vote, fit_temperature(torch.cat(logits), torch.cat(truth)))

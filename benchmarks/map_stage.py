@@ -23,6 +23,7 @@ from benchmarks.reference import plain_features
 from benchmarks.stand_in import COMPONENTS, stand_in
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor
+from mtmsd.spectral_reader import SpectralReader
 from pipeline import map as map_stage
 from pipeline.artifacts import RunFolder
 from pipeline.cluster import ray_session
@@ -111,7 +112,7 @@ def _timed(work: Callable[..., Any], spent: dict[str, float], name: str) -> Call
 
 
 class _TimedExtractor:
-    def __init__(self, extract: Extractor, spent: dict[str, float]) -> None:
+    def __init__(self, extract: Extractor | SpectralReader, spent: dict[str, float]) -> None:
         self.batch, self._run = extract.batch, _timed(extract, spent, "extract")
 
     def __call__(self, windows: torch.Tensor) -> Any:

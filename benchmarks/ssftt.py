@@ -1,9 +1,6 @@
-"""A convolutional network with a spectral-spatial transformer behind it, after Sun et al. (TGRS 2022).
+"""The network of mtmsd/ssftt.py as a peer: as published, on patches of whitened principal components.
 
-Principal components of a 13 x 13 patch pass a 3-D and a 2-D convolution; a tokenizer sums the pixels into
-four tokens by weights that it learns; one transformer layer and a class token name the class of the pixel
-in the middle. Written from the published description.
-Shapes: N patch, C component, P side of a patch, L pixel of the feature map, D width.
+Shapes: N patch, C component, P side of a patch.
 """
 
 from collections.abc import Sequence
@@ -13,10 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+
+from mtmsd.ssftt import SSFTT
 
 PATCH, COMPONENTS = 13, 30
-WIDTH, TOKENS, HEADS = 64, 4, 8
 _BATCH = 64
 
 
@@ -30,33 +28,6 @@ class Training:
 
 TRIALS = tuple(Training(rate, epochs) for rate in (3e-4, 1e-3) for epochs in (100,))
 """Fewer than the other peers get: each is a whole training."""
-
-
-class SSFTT(nn.Module):
-    """(N, C, P, P) whitened components -> logits."""
-
-    def __init__(self, components: int, classes: int) -> None:
-        super().__init__()
-        self.spectral = nn.Sequential(nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.ReLU())
-        planes = 8 * (components - 2)
-        self.spatial = nn.Sequential(nn.Conv2d(planes, WIDTH, 3), nn.BatchNorm2d(WIDTH), nn.ReLU())
-        self.assign, self.value = nn.Linear(WIDTH, TOKENS, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.place = nn.Parameter(0.02 * torch.randn(1, TOKENS + 1, WIDTH))
-        self.transformer = nn.TransformerEncoderLayer(
-            WIDTH, HEADS, dim_feedforward=WIDTH, dropout=0.1, activation="gelu", batch_first=True,
-            norm_first=True,
-        )  # fmt: skip
-        self.head = nn.Linear(WIDTH, classes)
-
-    def forward(self, patches_NCPP: Tensor) -> Tensor:
-        """Logits (N, classes)."""
-        h = self.spatial(self.spectral(patches_NCPP[:, None]).flatten(1, 2))
-        pixels_NLD = h.flatten(2).transpose(1, 2)
-        weights_NTL = self.assign(pixels_NLD).transpose(1, 2).softmax(dim=-1)
-        tokens_NTD = weights_NTL @ self.value(pixels_NLD)
-        tokens = torch.cat([self.class_token.expand(len(h), -1, -1), tokens_NTD], dim=1) + self.place
-        return self.head(self.transformer(tokens)[:, 0])  # type: ignore[no-any-return]
 
 
 def whitened(cube_BHW: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,10 +9,13 @@ import zarr
 from safetensors.torch import save_file
 
 from benchmarks.exact import random_unet
-from mtmsd.classifier import Head
+from mtmsd.classifier import Sizes
+from mtmsd.features import stage_widths
+from mtmsd.heads import make_member
 from mtmsd.purify import Selection
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import Config
+from pipeline.member_training import described
 from pipeline.scene import Scene, open_scene, write_scene
 
 CLASSES, COMPONENTS = 20, 6
@@ -42,13 +45,13 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
     folder.classifier.mkdir()
     codes = list(range(1, CLASSES + 1))
     classes = [[code, f"class {code}", "#808080"] for code in codes]
-    selection = Selection(kept, kept).as_json()
-    write_json(folder.selection, {"codes": codes, "classes": classes} | selection)
-    spectra = len(config.features.spectra) * COMPONENTS
-    shape = len(config.features.timesteps), len(kept), CLASSES, spectra
+    selection = Selection(kept, kept)
+    write_json(folder.selection, {"codes": codes, "classes": classes} | selection.as_json())
+    stages = selection.per_stage(stage_widths(config.unet, config.features.stages, config.patches.side))
+    sizes = Sizes(len(config.features.timesteps), stages, CLASSES, config.spectra * COMPONENTS)
     write_json(folder.calibration, {"temperature": 1.0})
     for member in range(config.classifier.members):
         torch.manual_seed(member)
-        head = Head(config.classifier, config.fusion, *shape)
-        save_file(head.state_dict(), folder.member(member), {"shape": json.dumps(shape), "history": "[]"})
+        head = make_member(config.classifier, config.fusion, sizes)
+        save_file(head.state_dict(), folder.member(member), described(config, sizes, []))
     return folder, open_scene(str(path / "scene.zarr"))

@@ -1,5 +1,6 @@
-"""The classifier on fused features, one member of an ensemble.
+"""The classifier on fused features, one member of an ensemble, and what every kind of member has.
 
+Other kinds have a file each and a line in heads.py.
 Source: MTMSD (arXiv 2306.08964): an MLP with batch normalisation on the fused features, several members
 that differ in initialisation and order of the pixels. Added here, by measurement: features standardised
 with the training pixels' statistics, spectra beside the fused features, dropout and weight decay, mean
@@ -14,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtmsd.fusion import FusionConfig, SelectiveFusion
+from mtmsd.fusion import Fusion
 
 Vote = Literal["majority", "mean"]
 
@@ -23,12 +24,17 @@ Vote = Literal["majority", "mean"]
 class ClassifierConfig:
     """The head, its training, and the ensemble."""
 
+    kind: str = "mlp"
+    """``mlp`` (MTMSD); ``ssftt``, on patches of the reduced cube alone; ``diffusion_ssftt``, on patches and
+    the fused features (ssftt.py)."""
+    patch: int = 13
+    """The two of ssftt.py: side of the patch of reduced spectra round a pixel, pixels."""
     members: int = 5
     """Members of the ensemble."""
     vote: Vote = "mean"
     """How members agree: majority of their classes (the paper), or mean of their probabilities."""
     hidden: tuple[int, ...] = (128, 32)
-    """Widths of the head's hidden layers."""
+    """Widths of the hidden layers of ``mlp``."""
     standardise: bool = True
     """Bring every feature to zero mean and unit variance over the training pixels."""
     dropout: float = 0.5
@@ -56,55 +62,104 @@ class ClassifierConfig:
                 raise ValueError(f"classifier.{name} must be at least {least}, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"classifier.dropout must lie in [0, 1), found {self.dropout}")
+        if self.patch < 7 or self.patch % 2 == 0:
+            raise ValueError(
+                f"classifier.patch must be odd, for the pixel lies in its middle, and at least 7, for the "
+                f"convolutions take 4 and tokens are made of several pixels; found {self.patch}"
+            )
 
 
-class Head(nn.Module):
-    """One member: (standardise ->) fuse timesteps, spectra beside them -> MLP -> logits.
+@dataclass(frozen=True)
+class Sizes:
+    """What a member reads of a pixel, and how many classes it tells apart."""
 
-    Fusion and layers carry the names of the authors' checkpoints (``dy_att``, ``layers``).
-    """
+    timesteps: int
+    """T."""
+    stages: tuple[int, ...]
+    """Kept channels of each tapped stage, of the centre features; K together."""
+    classes: int
+    """C."""
+    spectra: int = 0
+    """E."""
 
+
+class Member(nn.Module):
+    """What all kinds share: a fusion, the features' mean and scale; features in, logits out."""
+
+    reads_features = True
+    """Whether it reads diffusion features."""
+    reads_patches = False
+    """Whether its spectra are a patch of reduced spectra, (component, row, column) in one axis."""
     mean_2TK: Tensor
     scale_2TK: Tensor
-    mean_E: Tensor
-    scale_E: Tensor
 
-    def __init__(
-        self,
-        config: ClassifierConfig,
-        fusion: FusionConfig,
-        timesteps: int,
-        channels: int,
-        classes: int,
-        spectra: int = 0,
-    ) -> None:
+    def __init__(self, config: ClassifierConfig, fusion: Fusion, sizes: Sizes) -> None:
         super().__init__()
-        self.dy_att = SelectiveFusion(fusion, timesteps, channels)
-        widths = [channels + spectra, *config.hidden]
-        layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.BatchNorm1d(outputs)]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
-        self.dropout = nn.Dropout(config.dropout)
-        for name, shape in (("2TK", (2, timesteps, channels)), ("E", (spectra,))):
-            self.register_buffer(f"mean_{name}", torch.zeros(shape), persistent=config.standardise)
-            self.register_buffer(f"scale_{name}", torch.ones(shape), persistent=config.standardise)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        self.sizes, self.dy_att = sizes, fusion
+        self._scale_as("2TK", (2, sizes.timesteps, sum(sizes.stages)), config.standardise)
 
     def forward(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Tensor:
         """Logits (N, C)."""
         centre = (centre_NTK - self.mean_2TK[0]) * self.scale_2TK[0]
-        pooled = (pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1]
-        inputs = torch.cat([self.dy_att(centre, pooled), (spectra_NE - self.mean_E) * self.scale_E], dim=1)
+        return self.logits(centre, (pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1], spectra_NE)
+
+    def logits(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Tensor:
+        """Logits (N, C) from standardised diffusion features, and spectra as they are."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def standardise(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> None:
+        """Take mean and scale of the features from these pixels."""
+        self._scale_to("2TK", torch.stack([centre_NTK, pooled_NTK], dim=1))
+
+    def _scale_as(self, name: str, shape: tuple[int, ...], stored: bool) -> None:
+        self.register_buffer(f"mean_{name}", torch.zeros(shape), persistent=stored)
+        self.register_buffer(f"scale_{name}", torch.ones(shape), persistent=stored)
+
+    def _scale_to(self, name: str, features: Tensor) -> None:
+        if not features.numel():
+            return  # nothing is read
+        getattr(self, f"mean_{name}").copy_(features.mean(dim=0))
+        deviation = features.std(dim=0, correction=0).clamp(min=1e-6)
+        getattr(self, f"scale_{name}").copy_(1 / deviation)
+
+
+class Head(Member):
+    """(Standardise ->) fuse timesteps, spectra beside them -> MLP -> logits.
+
+    Fusion and layers carry the names of the authors' checkpoints (``dy_att``, ``layers``).
+    """
+
+    mean_E: Tensor
+    scale_E: Tensor
+
+    def __init__(self, config: ClassifierConfig, fusion: Fusion, sizes: Sizes) -> None:
+        super().__init__(config, fusion, sizes)
+        widths = [fusion.width + sizes.spectra, *config.hidden]
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.BatchNorm1d(outputs)]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], sizes.classes))
+        self.dropout = nn.Dropout(config.dropout)
+        self._scale_as("E", (sizes.spectra,), config.standardise)
+        begin_small(self)
+
+    def logits(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Tensor:
+        """Logits (N, C) from standardised diffusion features, and spectra as they are."""
+        spectra = (spectra_NE - self.mean_E) * self.scale_E
+        inputs = torch.cat([self.dy_att(centre_NTK, pooled_NTK), spectra], dim=1)
         return self.layers(self.dropout(inputs))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def standardise(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> None:
         """Take mean and scale of every feature from these pixels."""
-        for name, features in (("2TK", torch.stack([centre_NTK, pooled_NTK], dim=1)), ("E", spectra_NE)):
-            getattr(self, f"mean_{name}").copy_(features.mean(dim=0))
-            deviation = features.std(dim=0, correction=0).clamp(min=1e-6)
-            getattr(self, f"scale_{name}").copy_(1 / deviation)
+        super().standardise(centre_NTK, pooled_NTK, spectra_NE)
+        self._scale_to("E", spectra_NE)
+
+
+def begin_small(network: nn.Module) -> None:
+    """Linear layers as the paper begins them: weights of deviation 0.02, biases 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)

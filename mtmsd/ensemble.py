@@ -1,4 +1,4 @@
-"""The ensemble: trained members that answer together, folded into few matrix products.
+"""The ensemble: trained members that answer together, folded into few matrix products where that is known.
 
 Shapes: M member, N P pixel, T timestep, K kept channel, H hidden unit, E spectral feature, C class,
 V value of the evidence.
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtmsd.classifier import Head, Vote
+from mtmsd.classifier import Head, Member, Vote
 from mtmsd.fusion import SelectiveFusion
 
 
@@ -26,6 +26,9 @@ class Prediction(NamedTuple):
     entropy_N: Tensor
     """Entropy of the mean probabilities, nats, in [0, log C]."""
 
+
+_PIXELS = 128
+"""Pixels that members without a folded form take at once."""
 
 _LARGEST_VOTE = 100.0
 """Votes beyond are as good as this one: 2^100 times the timesteps is still a float32."""
@@ -46,31 +49,38 @@ class Ensemble:
     Their logits are divided by ``temperature`` (calibration.py).
     """
 
-    def __init__(self, members: Sequence[Head], vote: Vote, temperature: float = 1.0) -> None:
+    def __init__(self, members: Sequence[Member], vote: Vote, temperature: float = 1.0) -> None:
         if any(not torch.equal(m.mean_2TK, members[0].mean_2TK) for m in members):
             raise ValueError("members of an ensemble must share the mean and scale of their features")
+        self._vote, self.mean_2TK, self.scale_2TK = vote, members[0].mean_2TK, members[0].scale_2TK
+        self._classes = members[0].sizes.classes
         with torch.no_grad():
-            self._vote, self.mean_2TK, self.scale_2TK = vote, members[0].mean_2TK, members[0].scale_2TK
-            first = [cast(nn.Linear, m.dy_att.fc[0]) for m in members]
-            self._hidden = tuple(
-                torch.cat([F.pad(p, ends, value=v) for p in parameters])
-                for parameters, ends, v in (
-                    ([f.weight for f in first], (0, 0, 0, 1), 0.0),
-                    ([f.bias for f in first], (0, 1), 1.0),
-                )
+            self._prepare(members, temperature)
+
+    def _prepare(self, members: Sequence[Member], temperature: float) -> None:
+        """Fold."""
+        heads = [cast(Head, m) for m in members]
+        fusions = [cast(SelectiveFusion, m.dy_att) for m in members]
+        first = [cast(nn.Linear, fusion.fc[0]) for fusion in fusions]
+        self._hidden = tuple(
+            torch.cat([F.pad(p, ends, value=v) for p in parameters])
+            for parameters, ends, v in (
+                ([f.weight for f in first], (0, 0, 0, 1), 0.0),
+                ([f.bias for f in first], (0, 1), 1.0),
             )
-            folded = [_fold_fusion(m.dy_att) for m in members]
-            self._lift_MTHK, self._guide_MTKK, self._constant_MTK = (
-                torch.stack(parts) for parts in zip(*folded, strict=True)
-            )
-            layers, spectra = zip(*(_fold_layers(m) for m in members), strict=True)
-            self._spectra_MEO = torch.stack(spectra)
-            self._layers = [
-                (torch.stack([w for w, _ in layer]), torch.stack([b for _, b in layer])[:, None])
-                for layer in zip(*layers, strict=True)
-            ]
-            self._memory = self.mean_2TK.new_empty(0)
-            self._layers[-1] = self._layers[-1][0] / temperature, self._layers[-1][1] / temperature
+        )
+        folded = [_fold_fusion(fusion) for fusion in fusions]
+        self._lift_MTHK, self._guide_MTKK, self._constant_MTK = (
+            torch.stack(parts) for parts in zip(*folded, strict=True)
+        )
+        layers, spectra = zip(*(_fold_layers(head) for head in heads), strict=True)
+        self._spectra_MEO = torch.stack(spectra)
+        self._layers = [
+            (torch.stack([w for w, _ in layer]), torch.stack([b for _, b in layer])[:, None])
+            for layer in zip(*layers, strict=True)
+        ]
+        self._memory = self.mean_2TK.new_empty(0)
+        self._layers[-1] = self._layers[-1][0] / temperature, self._layers[-1][1] / temperature
 
     def window_votes(self, pooled_NTK: Tensor) -> Tensor:
         """What windows (or pixels) with these pooled features add to the votes: (M, T, N, K)."""
@@ -115,7 +125,7 @@ class Ensemble:
     @property
     def values(self) -> int:
         """V: values that a pixel's evidence has."""
-        return self._layers[-1][0].shape[2] * (2 if self._vote == "majority" else 1)
+        return self._classes * (2 if self._vote == "majority" else 1)
 
     @torch.inference_mode()
     def evidence(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
@@ -135,6 +145,40 @@ class Ensemble:
         """Classify pixels, each with pooled features of its own."""
         centre = ((centre_NTK - self.mean_2TK[0]) * self.scale_2TK[0]).transpose(0, 1)
         return self.classify(centre, self.window_votes(pooled_NTK), spectra_NE)
+
+
+class PlainEnsemble(Ensemble):
+    """Members of any kind, each run as it was trained, on ``_PIXELS`` pixels at a time.
+
+    The last pixels of a call are filled up, so that a pixel's answer does not depend on how many follow.
+    ``window_votes`` are no votes here, but the standardised pooled features (1, T, N, K).
+    """
+
+    def _prepare(self, members: Sequence[Member], temperature: float) -> None:
+        self._members, self._temperature = tuple(members), temperature
+
+    def window_votes(self, pooled_NTK: Tensor) -> Tensor:
+        """What windows (or pixels) share with their pixels: (1, T, N, K)."""
+        return ((pooled_NTK - self.mean_2TK[1]) * self.scale_2TK[1]).transpose(0, 1)[None]
+
+    @torch.inference_mode()
+    def probabilities(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
+        """Class probabilities of pixels by each member: (M, P, C); arguments as the folded ensemble's."""
+        pixels = centre_TPK.shape[1]
+        pooled_TPK = votes_MTPK[0].expand(-1, pixels, -1)
+        found = []
+        for start in range(0, pixels, _PIXELS):
+            at = torch.arange(start, start + _PIXELS, device=centre_TPK.device).clamp(max=pixels - 1)
+            inputs = centre_TPK[:, at].transpose(0, 1), pooled_TPK[:, at].transpose(0, 1), spectra_PE[at]
+            logits = torch.stack([member.logits(*inputs) for member in self._members])
+            found.append((logits / self._temperature).softmax(dim=-1)[:, : pixels - start])
+        return torch.cat(found, dim=1)
+
+
+def assemble(members: Sequence[Member], vote: Vote, temperature: float = 1.0) -> Ensemble:
+    """The cheapest ensemble for the members' kind."""
+    folds = all(type(m) is Head and isinstance(m.dy_att, SelectiveFusion) for m in members)
+    return (Ensemble if folds else PlainEnsemble)(members, vote, temperature)
 
 
 def _fold_fusion(fusion: SelectiveFusion) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mtmsd.diffusion import Schedule, shared_noise
 from mtmsd.inference import FrozenUNet, Stage
-from mtmsd.spectra import box_means
+from mtmsd.spectra import spectra_round
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
 
@@ -82,9 +82,14 @@ _CACHED_PIXELS = 18432
 """Pixels of the windows in one pass: their maps should stay in the processor's cache."""
 
 
+def stage_widths(unet: UNetConfig, stages: tuple[int, ...], size: int) -> list[int]:
+    """Channels of each tapped stage."""
+    return [unet.stage_shape(stage, size)[0] for stage in stages]
+
+
 def feature_width(unet: UNetConfig, stages: tuple[int, ...], size: int) -> int:
     """D: channels of all tapped stages together."""
-    return sum(unet.stage_shape(stage, size)[0] for stage in stages)
+    return sum(stage_widths(unet, stages, size))
 
 
 def windows_at_once(features: FeatureConfig, patches: PatchConfig) -> int:
@@ -116,11 +121,11 @@ class Features:
     def __init__(
         self,
         pooled_NTK: Tensor,
-        spectra_NSSE: Tensor,
+        spectra_NSS_: Tensor,
         maps_SNTHWC: Sequence[Tensor],
         weights_SPH: Sequence[Tensor],
     ) -> None:
-        self.pooled_NTK, self._spectra = pooled_NTK, spectra_NSSE
+        self.pooled_NTK, self._spectra = pooled_NTK, spectra_NSS_
         self._maps, self._weights = maps_SNTHWC, weights_SPH
 
     def rows(self, window: int, first: int, last: int) -> Tensor:
@@ -155,11 +160,13 @@ class Features:
 
     def spectra_rows(self, window: int, first: int, last: int) -> Tensor:
         """Spectra of a block's pixel rows first..last (excluded): (P, E)."""
-        return self._spectra[window, first:last].flatten(0, 1)
+        return self._spectra[window, first:last].flatten(0, 1).flatten(1)
 
     def spectra_at(self, window_n: Tensor, offset_n: Tensor) -> Tensor:
         """Spectra of single pixels, by window and index in its block: (n, E)."""
-        return self._spectra.flatten(1, 2)[window_n.to(self._spectra.device), offset_n]
+        window_n, offset_n = (index.to(self._spectra.device) for index in (window_n, offset_n))
+        stride = self._spectra.shape[1]
+        return self._spectra[window_n, offset_n // stride, offset_n % stride].flatten(1)
 
     @property
     def centre_NPTK(self) -> Tensor:
@@ -170,7 +177,10 @@ class Features:
 
 
 class Extractor:
-    """Reads the features of windows; the same numbers for a window in whatever company it comes."""
+    """Reads the features of windows; the same numbers for a window in whatever company it comes.
+
+    With ``patch`` pixels' spectra are the patches of that side round them (spectra.py), not boxes' means.
+    """
 
     def __init__(
         self,
@@ -179,6 +189,7 @@ class Extractor:
         features: FeatureConfig,
         patches: PatchConfig,
         readout: Readout | None = None,
+        patch: int = 0,
     ) -> None:
         if features.timesteps[-1] >= schedule.steps:
             raise ValueError(
@@ -188,7 +199,7 @@ class Extractor:
         unet.check_taps(features.stages)
         self.device = next(unet.parameters()).device
         self._timesteps, self._stages = features.timesteps, features.stages
-        self._radii, self._patches = features.spectra, patches
+        self._radii, self._patch, self._patches = features.spectra, patch, patches
         self.batch = windows_at_once(features, patches)
         self._plain = unet.eval() if features.arithmetic == "reference" else None
         if self._plain is None:
@@ -204,8 +215,7 @@ class Extractor:
         ]
         self._near = [_touched(w) for w in weights]
         self._weights = [w[:, near].to(self.device) for w, near in zip(weights, self._near, strict=True)]
-        widths = [unet.config.stage_shape(stage, patches.side)[0] for stage in features.stages]
-        self._keep(widths, readout)
+        self._keep(stage_widths(unet.config, features.stages, patches.side), readout)
 
     def _keep(self, widths: list[int], readout: Readout | None) -> None:
         """Channels of each stage that are read, with their mean and scale."""
@@ -255,7 +265,7 @@ class Extractor:
                     value -= self._mean[step, part]
                     value *= self._scale[step, part]
                     maps[s][mine, step] = value
-        spectra = box_means(windows_NCWW.to(self.device), self._radii, self._patches)
+        spectra = spectra_round(windows_NCWW.to(self.device), self._radii, self._patch, self._patches)
         return Features(pooled, spectra, maps, self._weights)
 
     def _run(self, x_t_NCHW: Tensor, step: int) -> list[Stage]:

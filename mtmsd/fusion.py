@@ -1,10 +1,12 @@
-"""Selective timestep fusion: a pixel's timesteps are weighed per channel, guided by pooled features.
+"""Fusion of a pixel's timesteps; here the selective one: weighed per channel, guided by pooled features.
 
+Other kinds have a file each and a line in heads.py.
 Source: MTMSD (arXiv 2306.08964). With centre features x_t and pooled features g_t of K channels:
 u = sum_t x_t;  z = W2 BN(ReLU(W1 u));  v_t = G_t [F_t z ; g_t];  a = softmax over t of v, per channel;
-fused = sum_t a_t * x_t. Shapes: N pixel, T timestep, K kept channel.
+fused = sum_t a_t * x_t. Shapes: N pixel, T timestep, S stage, K kept channel.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,20 +17,49 @@ from torch import Tensor, nn
 class FusionConfig:
     """The fusion of timesteps."""
 
+    kind: str = "selective"
+    """``selective`` (MTMSD) or ``hyperfeatures`` (hyperfeatures.py)."""
     hidden: int | None = 32
-    """Width of z and F_t z; null: half of the kept channels, as in the paper."""
+    """Selective: width of z and F_t z; null: half of the kept channels, as in the paper. Hyperfeatures:
+    inner width of a bottleneck; null: a quarter of ``width``, as in the paper."""
+    width: int = 128
+    """Hyperfeatures: width of the mixed features (the paper: 384)."""
+    keep_timesteps: int | None = None
+    """Hyperfeatures: timesteps that remain, those of the largest mixing weights in a first training; the
+    map reads no others. Absent: all."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty bottleneck."""
-        if self.hidden is not None and self.hidden < 1:
-            raise ValueError(f"fusion.hidden must be at least 1, found {self.hidden}")
+        """Refuse an empty bottleneck, or no timestep."""
+        for name in ("hidden", "width", "keep_timesteps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"fusion.{name} must be at least 1, found {value}")
 
 
-class SelectiveFusion(nn.Module):
-    """(N, T, K) centre and pooled features -> (N, K); parameter names as in the authors' checkpoints."""
+class Fusion(nn.Module):
+    """(N, T, K) centre and pooled features -> (N, width); this one stands where nothing is fused."""
 
-    def __init__(self, config: FusionConfig, timesteps: int, channels: int) -> None:
+    weighs_timesteps = False
+    """Whether it learns one weight for each timestep and stage."""
+    width: int = 0
+
+    def mixing_weights(self) -> Tensor | None:
+        """Weights (T, S) that sum to 1; None: the kind has none of its own."""
+        return None
+
+
+class SelectiveFusion(Fusion):
+    """(N, T, K) centre and pooled features -> (N, K); parameter names as in the authors' checkpoints.
+
+    Args:
+        config: The fusion's settings.
+        timesteps: T.
+        stages: Kept channels of each tapped stage; here their sum K matters alone.
+    """
+
+    def __init__(self, config: FusionConfig, timesteps: int, stages: Sequence[int]) -> None:
         super().__init__()
+        channels = self.width = sum(stages)
         hidden = config.hidden or max(channels // 2, 1)
         self.fc = nn.Sequential(
             nn.Linear(channels, hidden),

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtmsd.classifier import ClassifierConfig, Head
+from mtmsd.classifier import ClassifierConfig, Member, Sizes
 from mtmsd.fusion import FusionConfig
+from mtmsd.heads import make_member
 
 History = list[dict[str, float]]
 
@@ -33,24 +34,21 @@ def train_member(
     config: ClassifierConfig,
     fusion: FusionConfig,
     pixels: Pixels,
-    classes: int,
+    sizes: Sizes,
     *,
     seed: int,
     member: int,
-) -> tuple[Head, History]:
+) -> tuple[Member, History]:
     """Train one member on all training pixels; the result depends on (seed, member) alone.
 
     Returns:
         The member, and per epoch its mean loss and accuracy on the training batches.
     """
-    n, timesteps, channels = pixels.centre_NTK.shape
-    device = pixels.centre_NTK.device
+    n, device = len(pixels.position_N), pixels.position_N.device
     history = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed * 1_000_003 + member)
-        head = (
-            Head(config, fusion, timesteps, channels, classes, pixels.spectra_NE.shape[1]).to(device).train()
-        )
+        head = make_member(config, fusion, sizes).to(device).train()
         if config.standardise:
             head.standardise(*pixels[:3])
         optimizer = torch.optim.AdamW(
@@ -84,7 +82,7 @@ def held_out_logits(
     config: ClassifierConfig,
     fusion: FusionConfig,
     pixels: Pixels,
-    classes: int,
+    sizes: Sizes,
     held_N: Tensor,
     *,
     seed: int,
@@ -96,7 +94,7 @@ def held_out_logits(
         held_N: Which of the pixels are held out; every class must keep a pixel.
     """
     twin, _ = train_member(
-        config, fusion, pixels.at(~held_N), classes, seed=seed, member=config.members + member
+        config, fusion, pixels.at(~held_N), sizes, seed=seed, member=config.members + member
     )
     with torch.inference_mode():
         return torch.cat([twin(*pixels.at(part)[:3]) for part in torch.split(held_N.nonzero()[:, 0], 1024)])

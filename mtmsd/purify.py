@@ -81,6 +81,15 @@ class Selection:
     centre: tuple[int, ...]
     pooled: tuple[int, ...]
 
+    def per_stage(self, widths: Sequence[int]) -> tuple[int, ...]:
+        """How many of the centre features' channels are each tapped stage's, of ``widths`` channels.
+
+        >>> Selection((0, 1, 5), (0, 2, 5)).per_stage([4, 4])
+        (2, 1)
+        """
+        cuts = np.searchsorted(self.centre, np.cumsum([0, *widths]))
+        return tuple(int(count) for count in np.diff(cuts))
+
     def as_json(self) -> dict[str, list[int]]:
         """A JSON object."""
         return {"centre": list(self.centre), "pooled": list(self.pooled)}

@@ -30,6 +30,7 @@ _PATHS = {
     "classifier": "classifier",
     "selection": "classifier/selection.json",
     "calibration": "classifier/calibration.json",
+    "mixing": "classifier/mixing.json",
     "map": "map.zarr",
     "metrics": "metrics.json",
 }
@@ -89,6 +90,8 @@ class RunFolder:
     """The channels that purification keeps, and the classes."""
     calibration: Path = field(init=False)
     """The temperature of the ensemble's logits."""
+    mixing: Path = field(init=False)
+    """The timesteps that a fusion's mixing weights leave."""
     map: Path = field(init=False)
     """Class, confidence and entropy of every pixel."""
     metrics: Path = field(init=False)
@@ -161,7 +164,7 @@ class RunFolder:
             "classify": (
                 *self.classifier.glob("member_*"), *self.classifier.glob("held_out_*"),
                 self.classifier / "history.json", self.classifier / "ray_train", self.calibration,
-                self.metrics,
+                self.mixing, self.metrics,
             ),
             "map": (self.map, *(self.path / name for name in _MAP_FILES)),
             "report": tuple(self.path / name for name in _REPORT_FILES),

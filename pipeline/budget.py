@@ -110,6 +110,8 @@ def _reduce(config: Config, scene: Scene) -> dict[str, Any]:
 
 def _pretrain(config: Config) -> dict[str, Any]:
     steps, batch, size = config.pretrain.steps, config.pretrain.batch, config.patches.size
+    if not config.reads_features:
+        return {"unit": "steps", "units": 0}
     weights, maps = unet_bytes(config, size)
     patch = config.reduce.components * size**2 * _FLOAT
     state = 4 * weights  # model, averaged weights, and both moments of the optimiser
@@ -124,7 +126,8 @@ def _extract(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     y, x, label, split = labelled_split(config, scene)
     train = split == TRAIN
     windows, units, read, row = 0, 0, 0, 0
-    for rows, columns in ((y[train], x[train]), (y, x)):
+    passes = ((y[train], x[train]), (y, x)) if config.reads_features else ((y, x),)
+    for rows, columns in passes:
         reader = WindowReader.plan(Reduced(str(folder.reduced)), config.patches, rows, columns)
         window = config.reduce.components * config.patches.side**2 * _FLOAT
         blocks = config.patches.block(np.stack([rows, columns]))
@@ -137,7 +140,7 @@ def _extract(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     sums = 2 * len(np.unique(label)) * len(config.features.timesteps) * width * 8
     return {
         "unit": "groups", "units": units, "windows": windows,
-        "unet_passes": windows * len(config.features.timesteps), "bytes_read": read,
+        "unet_passes": windows * _timesteps(config), "bytes_read": read,
         "bytes_written": len(y) * (kept + 4 * 8),
         "actor_bytes": _PROCESS + _extractor_bytes(config) + 2 * row + GROUP * kept + sums,
     }  # fmt: skip
@@ -146,7 +149,7 @@ def _extract(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
 def _feature_bytes(config: Config) -> int:
     """Features of one pixel: of itself, pooled, and its spectra."""
     diffusion = len(config.features.timesteps) * config.kept_channels * 2
-    return (diffusion + len(config.features.spectra) * config.reduce.components) * _FLOAT
+    return (diffusion + config.spectra * config.reduce.components) * _FLOAT
 
 
 def _classify(config: Config, scene: Scene) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _map(config: Config, scene: Scene) -> dict[str, Any]:
     region = (passes - 1) * config.supertokens.side(tile) ** 2 * _FLOAT
     return {
         "unit": "tiles", "units": passes * tiles, "windows": windows,
-        "unet_passes": windows * len(config.features.timesteps),
+        "unet_passes": windows * (config.fusion.keep_timesteps or _timesteps(config)),
         "bytes_read": tiles * (cube + region * (config.reduce.components + 2)),
         # The map, overviews (a third), and two GeoTIFFs that are written plain before they are compressed.
         "bytes_written": round(
@@ -188,6 +191,11 @@ def _map(config: Config, scene: Scene) -> dict[str, Any]:
             region * (3 * config.reduce.components + 3 * 9 + 4 * len(codes)),
         ),
     }  # fmt: skip
+
+
+def _timesteps(config: Config) -> int:
+    """Passes of the U-Net for one window."""
+    return len(config.features.timesteps) if config.reads_features else 0
 
 
 def unet_bytes(config: Config, side: int) -> tuple[int, int]:
@@ -215,6 +223,8 @@ def unet_bytes(config: Config, side: int) -> tuple[int, int]:
 
 def _extractor_bytes(config: Config) -> int:
     """Weights, again as they are laid out for reading, and the maps of one pass."""
+    if not config.reads_features:
+        return 0
     weights, maps = unet_bytes(config, config.patches.side)
     at_once = windows_at_once(config.features, config.patches)
     return 2 * weights + maps * at_once

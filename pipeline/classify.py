@@ -2,7 +2,7 @@
 
 import json
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,19 @@ import ray.train.torch
 import torch
 import zarr
 from ray.actor import ActorHandle
-from safetensors.torch import save_file
 
-from mtmsd.calibration import Reliability, fit_temperature, fold_of
-from mtmsd.members import Pixels, held_out_logits, train_member
+from mtmsd.calibration import Reliability, fit_temperature
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN, overlap
-from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
+from pipeline.member_training import FEATURES, keep_timesteps, mixing_of, steps_of, train_members
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP
 from pipeline.train import fit
-from pipeline.trained import is_whole, load_ensemble, read_weights
+from pipeline.trained import is_whole, load_ensemble, load_members, read_timesteps, read_weights
 from pipeline.units import UnitSource, in_order, read_units
-
-_FEATURES = ("centre", "pooled", "spectra")
 
 
 def run(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -43,8 +39,10 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     total = config.classifier.members + groups
     with metered("classify", total, "units") as (meter, record):
         meter.skip.remote(config.classifier.members - len(members))
+        if config.fusion.keep_timesteps is not None and not folder.mixing.exists():
+            _train(keep_timesteps, config, folder, shares, [2 * config.classifier.members], meter)
         if members:
-            _train(config, folder, shares, members, meter)
+            _train(train_members, config, folder, shares, members, meter)
         _write_history(config, folder)
         if config.classifier.calibrate:
             _calibrate(config, folder)
@@ -67,12 +65,17 @@ def is_trained(config: Config, folder: RunFolder, member: int) -> bool:
 
 
 def _train(
-    config: Config, folder: RunFolder, shares: Shares, members: list[int], meter: ActorHandle[Any]
+    loop: Callable[[dict[str, Any]], None],
+    config: Config,
+    folder: RunFolder,
+    shares: Shares,
+    members: list[int],
+    meter: ActorHandle[Any],
 ) -> None:
     """Train members with Ray Train, as many at a time as there are CPUs (or GPUs)."""
     places = shares.actors if shares.num_gpus else int(ray.cluster_resources().get("CPU", 1))
     fit(
-        _train_members,
+        loop,
         {
             "config": config.model_dump(mode="json"), "folder": str(folder.path),
             "members": members, "meter": meter,
@@ -87,54 +90,6 @@ def _train(
 def _column(folder: RunFolder, name: str) -> np.ndarray[Any, Any]:
     group: Any = zarr.open_group(str(folder.features), mode="r", use_consolidated=False)
     return np.asarray(group[name][...])
-
-
-def _train_members(settings: dict[str, Any]) -> None:
-    """One worker trains every n-th member."""
-    config = Config.model_validate(settings["config"])
-    folder = RunFolder(storage.location(settings["folder"]))
-    torch.set_num_threads(1)
-    context = ray.train.get_context()
-    mine = settings["members"][context.get_world_rank() :: context.get_world_size()]
-    group: Any = zarr.open_group(str(folder.features), mode="r", use_consolidated=False)
-    train = np.flatnonzero(np.asarray(group["split"][...]) == TRAIN)
-    codes = np.asarray(read_json(folder.selection)["codes"])
-    position = np.searchsorted(codes, np.asarray(group["label"][...])[train])
-    device = ray.train.torch.get_device()
-    kinds = (torch.from_numpy(group[name].oindex[train]) for name in _FEATURES)
-    pixels = Pixels(*(kind.to(device) for kind in (*kinds, torch.from_numpy(position))))
-    fold = torch.from_numpy(fold_of(position, config.classifier.members, config.seed)).to(device)
-    for member in mine:
-        if config.classifier.calibrate:
-            _write_held_out(config, folder, pixels, len(codes), fold == member, member)
-        head, history = train_member(
-            config.classifier, config.fusion, pixels, len(codes), seed=config.seed, member=member
-        )
-        shape = [*pixels.centre_NTK.shape[1:], len(codes), pixels.spectra_NE.shape[1]]
-        metadata = {"shape": json.dumps(shape), "history": json.dumps(history)}
-        path = folder.member(member)
-        _save(path, head.state_dict(), metadata)
-        settings["meter"].add.remote(1, 0, 0, path.stat().st_size, peak_rss())
-        settings["meter"].observe.remote(**history[-1])
-    ray.train.report({"members": len(mine)})
-
-
-def _write_held_out(
-    config: Config, folder: RunFolder, pixels: Pixels, classes: int, held: torch.Tensor, member: int
-) -> None:
-    """What a member's twin says of the training pixels that it was not given."""
-    logits = torch.empty((0, classes))
-    if held.any():
-        logits = held_out_logits(
-            config.classifier, config.fusion, pixels, classes, held, seed=config.seed, member=member
-        )
-    _save(folder.held_out(member), {"logits": logits, "position": pixels.position_N[held]})
-
-
-def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write whole or not at all."""
-    with storage.whole(path) as file:
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, file, metadata)
 
 
 def _calibrate(config: Config, folder: RunFolder) -> None:
@@ -162,8 +117,8 @@ class _FeatureGroups:
     def __call__(self, unit: int) -> dict[str, Any]:
         group: Any = zarr.open_group(str(self._folder.features), mode="r", use_consolidated=False)
         rows = slice(unit * GROUP, (unit + 1) * GROUP)
-        row = {name: np.asarray(group[name][rows]) for name in (*_FEATURES, "label", "split")}
-        size = sum(row[name].nbytes for name in _FEATURES)
+        row = {name: np.asarray(group[name][rows]) for name in (*FEATURES, "label", "split")}
+        size = sum(row[name].nbytes for name in FEATURES)
         return row | {"pixels": len(row["label"]), "bytes_read": size}
 
 
@@ -173,14 +128,17 @@ class _Scorer:
     def __init__(self, config: Config, folder: RunFolder, gpu: bool, codes: np.ndarray[Any, Any]) -> None:
         torch.set_num_threads(config.cluster.threads)
         self._ensemble, self._codes = load_ensemble(config, folder, gpu), codes
+        self._steps = steps_of(config, read_timesteps(config, folder))
         self._device = "cuda" if gpu else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         test = batch["split"][0] == TEST
         confusion, reliability = Confusion(len(self._codes)), Reliability()
         if test.any():
-            features = (torch.tensor(batch[name][0][test], device=self._device) for name in _FEATURES)
-            answer = self._ensemble(*features)
+            centre, pooled, spectra = (
+                torch.tensor(batch[name][0][test], device=self._device) for name in FEATURES
+            )
+            answer = self._ensemble(centre[:, self._steps], pooled[:, self._steps], spectra)
             predicted = answer.position_N.cpu().numpy()
             truth = np.searchsorted(self._codes, batch["label"][0][test])
             confusion.update(truth, predicted)
@@ -219,6 +177,8 @@ def _metrics(
         else {"train_per_class": protocol.train_per_class}
     )  # fmt: skip
     size = config.patches.side
+    members = load_members(config, folder, gpu=False)
+    mixing = mixing_of(read_timesteps(config, folder), config.features.stages, members)
     return {
         "split": shown | share,
         "n_train": int((split == TRAIN).sum()), "n_test": int((split == TEST).sum()),
@@ -226,4 +186,4 @@ def _metrics(
         "per_class": per_class, "confusion": scores["confusion"],
         "ece": reliability.error(), "reliability": reliability.rows(),
         "overlap": overlap(y, x, split, size // 2, size - size // 2 - 1),
-    }  # fmt: skip
+    } | ({"mixing": mixing} if mixing else {})  # fmt: skip

@@ -18,6 +18,7 @@ from mtmsd.classifier import ClassifierConfig
 from mtmsd.diffusion import DiffusionConfig
 from mtmsd.features import FeatureConfig, feature_width
 from mtmsd.fusion import FusionConfig
+from mtmsd.heads import CLASSIFIERS, check_parts
 from mtmsd.purify import PurifyConfig
 from mtmsd.spectral import ReduceConfig
 from mtmsd.split import SplitConfig
@@ -112,6 +113,7 @@ class Config(_Section):
                 f"features.timesteps must be below diffusion.steps ({self.diffusion.steps}), "
                 f"found {self.features.timesteps[-1]}"
             )
+        check_parts(self.classifier, self.fusion, self.features, self.patches, self.reduce.components)
         if self.tile % self.patches.stride:
             raise ValueError(
                 f"map.tile must be a multiple of patches.stride ({self.patches.stride}), found {self.tile}"
@@ -135,8 +137,25 @@ class Config(_Section):
         return self.map.tile or max(1, round(usual / stride)) * stride
 
     @property
+    def reads_features(self) -> bool:
+        """Whether the classifier reads diffusion features; if not, no U-Net is trained or run."""
+        return CLASSIFIERS[self.classifier.kind].reads_features
+
+    @property
+    def patch(self) -> int:
+        """Side of the patch of reduced spectra that the classifier reads round each pixel; 0: none."""
+        return self.classifier.patch if CLASSIFIERS[self.classifier.kind].reads_patches else 0
+
+    @property
+    def spectra(self) -> int:
+        """Spectral features of a pixel, for each component of the reduced cube."""
+        return self.patch**2 or len(self.features.spectra)
+
+    @property
     def kept_channels(self) -> int:
         """Channels that purification keeps of each kind of feature."""
+        if not self.reads_features:
+            return 0
         width = feature_width(self.unet, self.features.stages, self.patches.side)
         return max(1, round(self.purify.keep * width))
 
@@ -215,8 +234,15 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """The stages in order, and the sections that each one's result depends on (besides earlier stages)."""
 
+_SAID_IF_SET = {
+    "unet": ("kind", "cuts", "decoders", "cut_similarity", "cut_tolerance", "cut_window"),
+    "fusion": ("kind", "width", "keep_timesteps"),
+    "classifier": ("kind", "patch"),
+    "map": ("regions",),
+}
+"""Settings that enter a fingerprint only where they differ from their default."""
+
 _WITHOUT_EFFECT = {("pretrain", "checkpoint_every"), ("map", "pixels")}
-_MULTISTAGE = ("kind", "cuts", "decoders", "cut_similarity", "cut_tolerance", "cut_window")
 
 
 def stage_settings(config: Config, stage: str) -> dict[str, Any]:
@@ -225,13 +251,20 @@ def stage_settings(config: Config, stage: str) -> dict[str, Any]:
     chosen = {section: values[section] for section in STAGE_SECTIONS[stage]}
     for section, key in _WITHOUT_EFFECT & {(s, k) for s in chosen if s != "seed" for k in chosen[s]}:
         del chosen[section][key]
+    defaults = Config().model_dump(mode="json")
+    for section in _SAID_IF_SET.keys() & chosen.keys():
+        for key in _SAID_IF_SET[section]:
+            if chosen[section][key] == defaults[section][key]:
+                del chosen[section][key]
     if stage == "pretrain":
         del chosen["patches"]["stride"], chosen["patches"]["blend"]
-        if config.unet.kind == "single":
-            chosen["unet"] = {key: chosen["unet"][key] for key in chosen["unet"] if key not in _MULTISTAGE}
         chosen["train_workers"] = config.cluster.train_workers
-    if stage == "map" and config.map.regions is None:
-        del chosen["map"]["regions"], chosen["supertokens"]
+    if config.map.regions is None:
+        chosen.pop("supertokens", None)
+    if stage == "pretrain" and not config.reads_features:
+        chosen["classifier"] = {"kind": values["classifier"]["kind"]}
+    if stage == "extract" and config.patch:
+        chosen["classifier"] = {key: values["classifier"][key] for key in ("kind", "patch")}
     return chosen
 
 

@@ -47,11 +47,14 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     codes = np.unique(label)
     learning = WindowReader.plan(reduced, config.patches, y[train], x[train])
     reader = WindowReader.plan(reduced, config.patches, y, x)
-    first = 0 if folder.selection.exists() else len(learning)
+    choose = config.reads_features and not folder.selection.exists()
+    first = len(learning) if choose else 0
     with metered("extract", len(reader) + first, "groups") as (meter, record):
-        if first:
-            position = np.searchsorted(codes, label[train])
-            selection = _choose(config, folder, shares, learning, position, meter)
+        if not folder.selection.exists():
+            selection = Selection((), ())
+            if choose:
+                position = np.searchsorted(codes, label[train])
+                selection = _choose(config, folder, shares, learning, position, meter)
             storage.make_folder(folder.classifier)
             classes = [row for row in _class_rows(scene) if row[0] in codes]
             stored = {"codes": codes.tolist(), "classes": classes} | selection.as_json()
@@ -229,14 +232,14 @@ def _lay_out(
     for name in KINDS:
         channels = len(getattr(selection, name))
         group.create_array(
-            name, shape=(len(pixels[0]), timesteps, channels), chunks=(GROUP, timesteps, channels),
+            name, shape=(len(pixels[0]), timesteps, channels), chunks=(GROUP, timesteps, max(channels, 1)),
             dtype="float32", fill_value=float("nan"), dimension_names=("pixel", "timestep", "channel"),
             compressors=ZstdCodec(level=1), attributes={"timesteps": list(config.features.timesteps)},
         )  # fmt: skip
-    spectra = len(config.features.spectra) * components
+    spectra = config.spectra * components
     group.create_array(
         "spectra", shape=(len(pixels[0]), spectra), chunks=(GROUP, max(spectra, 1)), dtype="float32",
         fill_value=float("nan"), dimension_names=("pixel", "spectral"), compressors=ZstdCodec(level=1),
-        attributes={"radii": list(config.features.spectra)},
+        attributes={"patch": config.patch} if config.patch else {"radii": list(config.features.spectra)},
     )  # fmt: skip
     consolidate(group)

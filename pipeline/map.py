@@ -112,7 +112,8 @@ class MapActor:
         self._codes = np.asarray(stored["codes"])
         selection = Selection.from_json(stored)
         self._extract = make_extractor(config, folder, gpu, selection, self._ensemble)
-        of_pixel = 4 * len(config.features.timesteps) * len(selection.centre)
+        patch = config.patch**2 * config.reduce.components
+        of_pixel = 4 * (self._ensemble.mean_2TK[0].numel() + patch)
         self._pixels = config.map.pixels or max(1, _CACHED_BYTES // of_pixel)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

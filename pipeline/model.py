@@ -24,7 +24,7 @@ MODEL_STAGES = ("reduce", "map", "report")
 FloatArray = NDArray[np.float64]
 
 _SETTABLE = ("map", "supertokens", "polygons", "cluster")
-_PARTS = ("spectral.json", "pretrain/unet.safetensors", "classifier/selection.json")
+_PARTS = ("spectral.json", "classifier/selection.json")
 _WINDOWS = 4  # windows that are sampled along an axis of the scene
 _WINDOW = 32  # side of such a window, pixels
 _SAME_UNITS = 10**1.5  # mean reflectance may differ so much between scenes in the same units
@@ -58,6 +58,8 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
     folder = RunFolder(model)
     needed = [folder.member(own.classifier.members - 1)]
     needed += [folder.calibration] if own.classifier.calibrate else []
+    needed += [folder.mixing] if own.fusion.keep_timesteps is not None else []
+    needed += [folder.unet] if own.reads_features else []
     _check_parts(model, [str(path.relative_to(model)) for path in needed])
     return load_config(None, overrides, own)
 
@@ -234,7 +236,10 @@ def _check_parts(model: Path, parts: Sequence[str]) -> None:
 
 def _files(model: Path) -> list[Path]:
     return [
-        *(model / part for part in _PARTS),
+        model / "spectral.json",
+        *(model / "pretrain").glob("unet.safetensors"),
+        model / "classifier" / "selection.json",
         *sorted((model / "classifier").glob("member_*.safetensors")),
         *(model / "classifier").glob("calibration.json"),
+        *(model / "classifier").glob("mixing.json"),
     ]

@@ -85,13 +85,15 @@ def _changed(config: Config, folder: RunFolder, stage: str) -> str:
     old = Config.model_validate(read_json(folder.run)["config"])
     again = f"choose another --out, or --from {stage} to make it and later stages again"
     for earlier in STAGES[: STAGES.index(stage) + 1]:
-        before, now = (_flat(stage_settings(c, earlier)) for c in (old, config))
-        for key in before | now:
-            was, asked = (values.get(key, "its default") for values in (before, now))
-            if was != asked:
+        settings = [_flat(stage_settings(c, earlier)) for c in (old, config)]
+        before, now = (
+            _flat(c.model_dump(mode="json")) | own for c, own in zip((old, config), settings, strict=True)
+        )
+        for key in settings[1] | settings[0]:
+            if before[key] != now[key]:
                 return (
-                    f"--out {folder.path}: stage {earlier} was made with {key} = {was}, the "
-                    f"command asks for {asked}; {again}"
+                    f"--out {folder.path}: stage {earlier} was made with {key} = {before[key]}, the "
+                    f"command asks for {now[key]}; {again}"
                 )
     return f"--out {folder.path}: stage {stage} was made from another scene, labels or model; {again}"
 

@@ -40,8 +40,12 @@ _CUT_PATCHES = 128
 def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> dict[str, Any]:
     """Train with Ray Train and write ``pretrain/unet.safetensors``; returns what was measured.
 
-    Checkpoints lie in ``pretrain/``; the same run, started again, goes on from the last one.
+    Checkpoints lie in ``pretrain/``; the same run, started again, goes on from the last one. Nothing is
+    trained for a classifier that reads no diffusion features.
     """
+    if not config.reads_features:
+        with metered("pretrain", 0, "steps") as (_, record):
+            return record()
     shares = share_out(config.cluster)
     with metered("pretrain", config.pretrain.steps, "steps") as (meter, record):
         storage.make_folder(folder.pretrain)

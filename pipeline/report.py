@@ -225,7 +225,11 @@ def _curves(folder: RunFolder) -> list[dict[str, str]]:
     if classifier:
         title = "Classifier: every member of the ensemble"
         curves.append({"title": title, "uri": images.classifier_curves(classifier)})
-    reliability = _json(folder.metrics, {}).get("reliability")
+    metrics = _json(folder.metrics, {})
+    if "mixing" in metrics:
+        title = "Hyperfeatures: learned weight of each timestep and decoder stage, percent"
+        curves.append({"title": title, "uri": images.mixing_map(metrics["mixing"])})
+    reliability = metrics.get("reliability")
     if reliability:
         title = "Reliability: share of test pixels that is right, by confidence; the line is perfect"
         curves.append({"title": title, "uri": images.reliability_curve(reliability)})

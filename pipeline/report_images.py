@@ -149,6 +149,23 @@ def reliability_curve(rows: Sequence[Sequence[float]]) -> str:
     return _figure_uri(figure)
 
 
+def mixing_map(mixing: dict[str, Any]) -> str:
+    """Return the weights of a fusion as cells, timesteps along and stages up, each with its number."""
+    weights = np.array(mixing["weights"]).T
+    figure = Figure(figsize=(5.2, 2.9), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    shown = axes.imshow(weights, cmap="viridis", vmin=0.0, aspect="auto", origin="lower")
+    for (stage, t), weight in np.ndenumerate(weights):
+        color = "black" if weight > weights.max() / 2 else "white"
+        axes.text(t, stage, f"{100 * weight:.2g}", ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(len(mixing["timesteps"])), mixing["timesteps"])
+    axes.set_yticks(range(len(mixing["stages"])), mixing["stages"])
+    axes.set_xlabel("timestep")
+    axes.set_ylabel("decoder stage")
+    shown.set_zorder(3)  # above the grid
+    return _figure_uri(figure)
+
+
 def _marker(history: Records) -> str:
     return "o" if len(history) == 1 else ""
 

@@ -2,17 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
-from mtmsd.classifier import Head
+from mtmsd.classifier import Member, Sizes
 from mtmsd.diffusion import Schedule
-from mtmsd.ensemble import Ensemble
+from mtmsd.ensemble import Ensemble, assemble
 from mtmsd.features import Extractor, Readout
+from mtmsd.heads import make_member
 from mtmsd.purify import Selection
+from mtmsd.spectral_reader import SpectralReader
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.unets import make_unet
 from pipeline import storage
@@ -39,11 +42,13 @@ def check_trained(config: Config, folder: RunFolder, stage: str) -> None:
     Raises:
         UserError: Which file, and which stage makes it again.
     """
-    needed = {folder.unet: "pretrain"} if stage in ("extract", "map") else {}
+    needed = {folder.unet: "pretrain"} if stage in ("extract", "map") and config.reads_features else {}
     if stage == "map":
         needed |= {folder.member(index): "classify" for index in range(config.classifier.members)}
     if stage == "map" and config.classifier.calibrate:
         needed |= {folder.calibration: "classify"}
+    if stage == "map" and config.fusion.keep_timesteps is not None:
+        needed |= {folder.mixing: "classify"}
     for path, maker in needed.items():
         if not (path.exists() if path.suffix == ".json" else is_whole(path)):
             raise UserError(
@@ -73,31 +78,54 @@ def make_extractor(
     gpu: bool,
     selection: Selection | None,
     ensemble: Ensemble | None = None,
-) -> Extractor:
-    """The extractor with the run's trained U-Net.
+) -> Extractor | SpectralReader:
+    """The extractor with the run's trained U-Net, or without one for a classifier that needs none.
 
-    With a selection it gives the purified features; with an ensemble, standardised as that expects, and
-    of all pixels that a window answers for on the map, the margins of its block included.
+    With a selection it gives the purified features; with an ensemble, standardised as that expects, of
+    the timesteps that it reads and of all pixels that a window answers for on the map, the margins of its
+    block included.
     """
-    unet = load_unet(folder.unet).to("cuda" if gpu else "cpu")
+    device, features = "cuda" if gpu else "cpu", config.features
     readout, patches = None, config.patches
+    if ensemble is not None:
+        features, patches = replace(features, timesteps=read_timesteps(config, folder)), patches.wide
+    if not config.reads_features:
+        return SpectralReader(features, patches, config.patch, device)
     if selection is not None:
-        shape = len(config.features.timesteps), len(selection.centre)
+        shape = len(features.timesteps), len(selection.centre)
         mean, scale = torch.zeros(shape), torch.ones(shape)
         if ensemble is not None:
             mean, scale = ensemble.mean_2TK[0], ensemble.scale_2TK[0]
-            patches = patches.wide
         readout = Readout(selection.centre, selection.pooled, mean, scale)
-    return Extractor(unet, Schedule(config.diffusion), config.features, patches, readout)
+    unet = load_unet(folder.unet).to(device)
+    return Extractor(unet, Schedule(config.diffusion), features, patches, readout, config.patch)
+
+
+def read_timesteps(config: Config, folder: RunFolder) -> tuple[int, ...]:
+    """The timesteps that the ensemble reads: all, or those that the mixing weights left."""
+    if config.fusion.keep_timesteps is None:
+        return config.features.timesteps
+    return tuple(read_json(folder.mixing)["kept"])
+
+
+def load_members(config: Config, folder: RunFolder, gpu: bool) -> list[Member]:
+    """The trained members of a run, of the kind that each file states (MTMSD's where it states none)."""
+    members = []
+    for index in range(config.classifier.members):
+        tensors, about = read_weights(folder.member(index))
+        timesteps, channels, classes, spectra = json.loads(about["shape"])
+        stages = tuple(json.loads(about.get("stages", f"[{channels}]")))
+        member = make_member(
+            replace(config.classifier, kind=about.get("classifier", "mlp")),
+            replace(config.fusion, kind=about.get("fusion", "selective")),
+            Sizes(timesteps, stages, classes, spectra),
+        )
+        member.load_state_dict(tensors)
+        members.append(member.eval().to("cuda" if gpu else "cpu"))
+    return members
 
 
 def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
-    """The trained members of a run."""
-    heads = []
-    for index in range(config.classifier.members):
-        tensors, metadata = read_weights(folder.member(index))
-        head = Head(config.classifier, config.fusion, *json.loads(metadata["shape"]))
-        head.load_state_dict(tensors)
-        heads.append(head.eval().to("cuda" if gpu else "cpu"))
+    """The trained members of a run, as one."""
     temperature = read_json(folder.calibration)["temperature"] if config.classifier.calibrate else 1.0
-    return Ensemble(heads, config.classifier.vote, temperature)
+    return assemble(load_members(config, folder, gpu), config.classifier.vote, temperature)

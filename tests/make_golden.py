@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtmsd.classifier import ClassifierConfig, Head
+from mtmsd.classifier import ClassifierConfig, Sizes
 from mtmsd.fusion import FusionConfig
+from mtmsd.heads import make_member
 from mtmsd.unet import UNet, UNetConfig
 from tests import reference
 
@@ -23,7 +24,7 @@ COMPONENTS, SIZE, STRIDE = 4, 16, 2
 TIMESTEPS, STAGES = (50, 500, 950), (0, 1, 2, 3, 5)
 HEAD = ClassifierConfig(standardise=False, hidden=(8, 6))
 FUSION = FusionConfig(hidden=5)
-HEAD_SIZES = (3, 10, 4)  # timesteps, channels, classes
+HEAD_SIZES = Sizes(timesteps=3, stages=(10,), classes=4)
 LAMBDA, KEPT = 0.8, 36
 
 Arrays = dict[str, NDArray[Any]]
@@ -31,7 +32,7 @@ Arrays = dict[str, NDArray[Any]]
 
 def shapes() -> dict[str, dict[str, list[int]]]:
     """Return parameter names and shapes of the U-Net and of the head."""
-    models = {"unet": UNet(UNET, COMPONENTS), "head": Head(HEAD, FUSION, *HEAD_SIZES)}
+    models = {"unet": UNet(UNET, COMPONENTS), "head": make_member(HEAD, FUSION, HEAD_SIZES)}
     return {
         name: {key: list(value.shape) for key, value in model.state_dict().items()}
         for name, model in models.items()
@@ -62,7 +63,7 @@ def purification_values() -> Arrays:
 
 def head_values(shapes_of: dict[str, list[int]]) -> Arrays:
     """Return what fusion and head give for four pixels."""
-    timesteps, channels, _ = HEAD_SIZES
+    timesteps, channels = HEAD_SIZES.timesteps, sum(HEAD_SIZES.stages)
     centre, pooled = np.random.default_rng(13).normal(size=(2, 4, timesteps, channels)).astype(np.float32)
     state = reference.recipe_weights(shapes_of)
     fusion = {name[7:]: value for name, value in state.items() if name.startswith("dy_att.")}

@@ -156,3 +156,23 @@ def test_bytes_for_people() -> None:
         "3.0 TiB",
     ]
     assert "1 / 4 tiles" in table([Cost("map", "tiles", 4, 1)])
+
+
+def test_spectra_alone_cost_no_unet(small: tuple[Config, RunFolder, str]) -> None:
+    _, folder, url = small
+    alone = ["classifier.kind=ssftt", "classifier.patch=7", "features.spectra=[]"]
+    config = load_config(TINY, ["split.train_fraction=0.5", *alone])
+    planned = _planned((config, folder, url))
+    assert planned["pretrain"].units == 0
+    assert [planned[stage].unet_passes for stage in ("pretrain", "extract", "map")] == [0, 0, 0]
+    assert planned["extract"].windows == 8  # one pass: there are no channels to choose
+    assert planned["extract"].bytes_written == 128 * (4 * 49 * 4 + 4 * 8)  # 7 x 7 patches of 4 components
+    assert planned["map"].windows == 25 * 23
+
+
+def test_dropped_timesteps_are_off_the_map(small: tuple[Config, RunFolder, str]) -> None:
+    config, folder, url = small
+    kept = load_config(None, ["fusion.kind=hyperfeatures", "fusion.keep_timesteps=1"], config)
+    planned = _planned((kept, folder, url))
+    assert planned["extract"].unet_passes == 2 * 16
+    assert planned["map"].unet_passes == 25 * 23

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtmsd.classifier import ClassifierConfig, Head
+from mtmsd.classifier import ClassifierConfig, Head, Sizes
 from mtmsd.ensemble import Ensemble, combine
 from mtmsd.fusion import FusionConfig
+from mtmsd.heads import make_member
 from mtmsd.members import Pixels, held_out_logits, train_member
 from tests import reference
 
 torch.set_num_threads(1)
 
 CLASSES, TIMESTEPS, CHANNELS, SPECTRA = 3, 2, 6, 4
+SIZES = Sizes(TIMESTEPS, (CHANNELS,), CLASSES, SPECTRA)
 QUICK = ClassifierConfig(
     members=2, hidden=(8,), standardise=True, dropout=0.0, label_smoothing=0.0, epochs=12, batch=16,
     learning_rate=1e-2, final_rate=1e-3, weight_decay=0.0,
@@ -38,7 +40,7 @@ def toy(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def trained(config: ClassifierConfig, data: tuple[Tensor, Tensor, Tensor, Tensor], *, seed: int = 1,
             member: int = 0, fusion: FusionConfig | None = None,
             ) -> tuple[Head, list[dict[str, float]]]:  # fmt: skip
-    return train_member(config, fusion or FusionConfig(), Pixels(*data), CLASSES, seed=seed, member=member)
+    return train_member(config, fusion or FusionConfig(), Pixels(*data), SIZES, seed=seed, member=member)
 
 
 def same(a: Head, b: Head) -> bool:
@@ -50,7 +52,7 @@ def same(a: Head, b: Head) -> bool:
 @torch.inference_mode()
 def test_head_is_the_formula() -> None:
     config = replace(QUICK, hidden=(8, 5), standardise=False)
-    head = Head(config, FusionConfig(), TIMESTEPS, CHANNELS, CLASSES).eval()
+    head = make_member(config, FusionConfig(), replace(SIZES, spectra=0)).eval()
     reference.random_weights(head, seed=2)
     state = head.state_dict()
     centre, pooled, *_ = toy(7)
@@ -75,7 +77,7 @@ def test_standardised_features_do_not_depend_on_units() -> None:
     torch.testing.assert_close(head.scale_2TK[0], 1 / scale)
     torch.testing.assert_close(head.mean_2TK[1], pooled.mean(dim=0))
     config = replace(QUICK, standardise=False)
-    plain = Head(config, FusionConfig(), TIMESTEPS, CHANNELS, CLASSES, SPECTRA).eval()
+    plain = make_member(config, FusionConfig(), SIZES).eval()
     plain.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith(("mean", "scale"))})
     by_hand = plain(
         *((kind - kind.mean(dim=0)) / kind.std(dim=0, correction=0) for kind in (centre, pooled, spectra))
@@ -131,11 +133,11 @@ def test_what_only_the_spectra_tell_is_learnt() -> None:
 
 def test_a_twin_has_not_seen_what_is_held_out() -> None:
     pixels, held = Pixels(*toy(60)), torch.arange(60) % 4 == 1
-    logits = held_out_logits(QUICK, FusionConfig(), pixels, CLASSES, held, seed=1, member=0)
+    logits = held_out_logits(QUICK, FusionConfig(), pixels, SIZES, held, seed=1, member=0)
     assert logits.shape == (15, CLASSES)
     assert (logits.argmax(dim=1) == pixels.position_N[held]).float().mean() > 0.8
     lied = pixels._replace(position_N=torch.where(held, 0, pixels.position_N))
-    again = held_out_logits(QUICK, FusionConfig(), lied, CLASSES, held, seed=1, member=0)
+    again = held_out_logits(QUICK, FusionConfig(), lied, SIZES, held, seed=1, member=0)
     assert torch.equal(logits, again)
 
 

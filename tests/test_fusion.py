@@ -18,7 +18,7 @@ def features_of(n: int, timesteps: int, channels: int) -> tuple[Tensor, Tensor]:
 
 
 def build(timesteps: int, channels: int, hidden: int | None = None) -> SelectiveFusion:
-    fusion = SelectiveFusion(FusionConfig(hidden=hidden), timesteps=timesteps, channels=channels).eval()
+    fusion = SelectiveFusion(FusionConfig(hidden=hidden), timesteps=timesteps, stages=[channels]).eval()
     reference.random_weights(fusion, seed=9)
     norm = fusion.fc[2]
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_the_pooled_features_guide_but_are_not_part_of_the_sum() -> None:
 
 def test_the_papers_size_and_names() -> None:
     with torch.device("meta"):
-        fusion = SelectiveFusion(FusionConfig(hidden=None), timesteps=19, channels=768)
+        fusion = SelectiveFusion(FusionConfig(hidden=None), timesteps=19, stages=[256, 512])
     shapes = {name: tuple(value.shape) for name, value in fusion.state_dict().items()}
     assert shapes["fc.0.weight"] == (384, 768)
     assert shapes["fc.3.weight"] == shapes["fcs.18.weight"] == (384, 384)

@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.stand_in import stand_in
-from pipeline.artifacts import RunFolder, write_json
+from mtmsd.ensemble import combine
+from mtmsd.purify import Selection
+from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.map import ARRAYS, MapActor
 from pipeline.readers import Reduced, TileReader
+from pipeline.trained import load_members, make_extractor
 from pipeline.units import TileGrid
 
 HEIGHT, WIDTH = 70, 45
@@ -57,6 +61,52 @@ def test_tiles_do_not_change_the_map(tmp_path: Path, blend: int, vote: str) -> N
     assert len(np.unique(small["class"])) > 2
     assert (small["confidence"] > 0).all()
     assert (small["entropy"] <= np.log(20) + 1e-5).all()
+
+
+KINDS = {
+    "hyperfeatures": ["fusion.kind=hyperfeatures"],
+    "ssftt": ["classifier.kind=ssftt", "classifier.patch=7", "features.spectra=[]"],
+    "diffusion_ssftt": ["classifier.kind=diffusion_ssftt", "classifier.patch=7", "features.spectra=[]"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_map_as_members_answer(tmp_path: Path, kind: str) -> None:
+    """The map of any tiles is what the members say of each pixel's own features, one pixel at a time."""
+    config = load_config(None, [*SETTINGS, "patches.blend=0", *KINDS[kind]])
+    folder = made(tmp_path / "run", config)
+    if kind == "ssftt":
+        folder.unet.unlink()  # nothing reads it
+    small, large = (classified(config, folder, tile) for tile in (12, 72))
+    for name in ARRAYS:
+        np.testing.assert_array_equal(small[name], large[name])
+    members = load_members(config, folder, gpu=False)
+    extract = make_extractor(config, folder, False, Selection.from_json(read_json(folder.selection)))
+    reduced, patches = Reduced(str(folder.reduced)), config.patches
+    for y, x in ((0, 0), (30, 31), (69, 44)):
+        row, column = (int(patches.corner(patches.block(np.array(v)))) for v in (y, x))
+        window = reduced.window(row, row + patches.side, column, column + patches.side, patches)
+        features = extract(torch.from_numpy(window[None]))
+        inside = [int(patches.within(np.array(v))) for v in (y, x)]
+        at = torch.tensor([0]), torch.tensor([inside[0] * patches.stride + inside[1]])
+        inputs = features.at(*at), features.pooled_NTK, features.spectra_at(*at)
+        with torch.no_grad():
+            answer = combine(torch.stack([(m(*inputs) / 1e-3).softmax(dim=-1) for m in members]), "mean")
+        assert large["class"][y, x] == int(answer.position_N) + 1
+        np.testing.assert_allclose(large["confidence"][y, x], float(answer.confidence_N), atol=2e-3)
+
+
+def test_the_map_reads_the_timesteps_that_remain(tmp_path: Path) -> None:
+    """Two of three timesteps kept: the same map as of a run that has these two alone."""
+    common = [*SETTINGS, "patches.blend=0", "fusion.kind=hyperfeatures"]
+    two = load_config(None, [*common, "features.timesteps=[50,700]"])
+    folder = made(tmp_path / "run", two)
+    expected = classified(two, folder, 72)
+    three = load_config(None, [*common, "features.timesteps=[50,300,700]", "fusion.keep_timesteps=2"])
+    write_json(folder.mixing, {"kept": [50, 700]})
+    found = classified(three, folder, 72)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_blending_removes_the_steps_at_borders(tmp_path: Path) -> None:

@@ -276,8 +276,12 @@ def test_every_stage_finds_the_models_parts(
 
 
 @pytest.mark.parametrize(
-    "part", ["spectral.json", "run.json", "classifier/member_1.safetensors", "classifier/calibration.json"]
-)
+    "part",
+    [
+        "spectral.json", "run.json", "pretrain/unet.safetensors", "classifier/member_1.safetensors",
+        "classifier/calibration.json",
+    ],
+)  # fmt: skip
 def test_unfinished_models_are_refused(part: str, model: Path) -> None:
     (model / part).unlink()
     with pytest.raises(UserError, match=f"{part} is missing"):

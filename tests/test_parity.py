@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtmsd.classifier import ClassifierConfig, Head
+from mtmsd.classifier import ClassifierConfig, Sizes
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor, FeatureConfig
 from mtmsd.fusion import FusionConfig
+from mtmsd.heads import make_member
 from mtmsd.purify import PurifyConfig, channel_scores, select_channels
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
@@ -106,7 +107,7 @@ def test_purification_is_the_golden_one() -> None:
 def test_fusion_and_head_are_the_golden_ones() -> None:
     golden = load(make_golden.FOLDER / "head.npz")
     shapes = json.loads((make_golden.FOLDER / "shapes.json").read_text())["head"]
-    head = Head(make_golden.HEAD, make_golden.FUSION, *make_golden.HEAD_SIZES)
+    head = make_member(make_golden.HEAD, make_golden.FUSION, make_golden.HEAD_SIZES)
     filled(head, shapes)
     centre, pooled = torch.from_numpy(golden["centre"]), torch.from_numpy(golden["pooled"])
     assert reference.relative_error(head.dy_att.weights(centre, pooled), golden["weights"]) < 1e-5
@@ -215,7 +216,8 @@ def test_fusion_and_logits_are_the_authors() -> None:
     golden = load(SHARED / "fusion.npz")
     _, timesteps, channels = golden["center"].shape
     config = ClassifierConfig(standardise=False, hidden=(128, 32))
-    head = Head(config, FusionConfig(hidden=None), timesteps, channels, golden["logits"].shape[1])
+    sizes = Sizes(timesteps, (channels,), golden["logits"].shape[1])
+    head = make_member(config, FusionConfig(hidden=None), sizes)
     filled(head, shapes_of("classifier"))
     centre, pooled = torch.from_numpy(golden["center"]), torch.from_numpy(golden["pooled"])
     assert reference.relative_error(head.dy_att(centre, pooled), golden["fused"]) < LIMIT

@@ -285,3 +285,10 @@ def test_the_calibration_is_shown(run_dir: Path, scene: Scene) -> None:
     page = (run_dir / "report.html").read_text()
     assert "<b>0.021</b><span>calibration error" in page
     assert 'alt="Reliability' in page
+
+
+def test_mixing_weights_are_shown(run_dir: Path, scene: Scene) -> None:
+    mixing = {"timesteps": [50, 300], "stages": [1, 3, 5], "weights": [[0.3, 0.2, 0.0], [0.1, 0.3, 0.1]]}
+    assert "timestep" not in write_report(run_dir, scene).read_text()
+    (run_dir / "metrics.json").write_text(json.dumps(METRICS | {"mixing": mixing}))
+    assert "learned weight of each timestep and decoder stage" in write_report(run_dir, scene).read_text()

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from matplotlib import colormaps
 from PIL import Image
 
 from pipeline.report_images import (
     Quicklook,
     classifier_curves,
     gradient,
+    mixing_map,
     pretraining_curve,
     quicklook,
     scale_image,
@@ -102,3 +104,14 @@ def test_curves_are_drawn_even_from_one_record_or_a_loss_of_zero() -> None:
         picture = _png(uri)
         assert picture.shape[-1] == 4
         assert (picture[..., 3] > 0).sum() > 1000
+
+
+def test_a_cell_for_each_timestep_and_stage() -> None:
+    mixing = {"timesteps": [50, 300], "stages": [3], "weights": [[0.0], [1.0]]}
+    image = _png(mixing_map(mixing))
+    colors = [tuple(int(v) for v in color) for color in image.reshape(-1, 4)]
+    dark, bright = (tuple(int(v) for v in colormaps["viridis"](end, bytes=True)) for end in (0.0, 1.0))
+    assert colors.count(dark) > 10_000
+    assert colors.count(bright) == pytest.approx(colors.count(dark), rel=0.05)
+    columns = [np.flatnonzero((image == color).all(axis=2).any(axis=0)) for color in (dark, bright)]
+    assert columns[0].max() <= columns[1].min() + 1  # the earlier timestep stands to the left

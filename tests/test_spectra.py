@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mtmsd.features import FeatureConfig
-from mtmsd.spectra import box_means
+from mtmsd.features import FeatureConfig, Features
+from mtmsd.spectra import box_means, patches_round
 from mtmsd.windows import PatchConfig
 
 torch.set_num_threads(1)
@@ -37,6 +37,23 @@ def test_windows_that_see_enough_agree_on_a_pixel() -> None:
 
 def test_no_radii_no_spectra() -> None:
     assert box_means(torch.zeros(3, 2, 8, 8), (), PatchConfig(size=8, stride=2)).shape == (3, 2, 2, 0)
+
+
+def test_patches_are_those_of_the_scene() -> None:
+    """A pixel's patch is cut from the scene round it, read singly or by rows, and takes no memory before."""
+    scene = torch.randn((3, 30, 30), generator=torch.Generator().manual_seed(0))
+    patches = PatchConfig(size=12, stride=4)  # 4 pixels of halo
+    windows = torch.stack([scene[:, y : y + 12, x : x + 12] for y, x in ((0, 0), (7, 11))])
+    found = patches_round(windows, 9, patches)
+    assert found.untyped_storage().data_ptr() == windows.untyped_storage().data_ptr()
+    features = Features(torch.zeros(2, 1, 0), found, [], [])
+    for row in range(4):
+        for column in range(4):
+            y, x = 7 + 4 + row, 11 + 4 + column
+            expected = scene[:, y - 4 : y + 5, x - 4 : x + 5].flatten()
+            assert torch.equal(features.spectra_rows(1, row, row + 1)[column], expected)
+            single = features.spectra_at(torch.tensor([1]), torch.tensor([row * 4 + column]))
+            assert torch.equal(single[0], expected)
 
 
 def test_radii_must_ascend() -> None:
