@@ -6,6 +6,7 @@ Memory is an estimate: a process with its libraries, the weights, and the larges
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Cost:
     bytes_read: int = 0
     bytes_written: int = 0
     actor_bytes: int = _PROCESS
+    member_steps: int = 0
+    """Optimiser steps of all members together."""
 
     def left(self, amount: int) -> int:
         """The share of an amount that is not done yet."""
@@ -54,17 +57,23 @@ class Cost:
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is: CPUs in all, memory of the smallest node, nodes, and bytes free for the run folder."""
+    """What there is: CPUs in all, memory of the smallest node, nodes, bytes free for the run folder, GPUs."""
 
     cpus: int
     node_bytes: int
     nodes: int
     free_bytes: int
+    gpus: int = 0
+
+    def uses_gpu(self, config: Config) -> bool:
+        """Whether actors and training workers take a GPU each."""
+        return self.gpus > 0 and config.cluster.gpu is not False
 
     def __str__(self) -> str:
         nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
         memory, free = shown(self.node_bytes), shown(self.free_bytes)
-        return f"at hand: {nodes}, {self.cpus} CPUs in all, {memory} of memory a node, {free} of disk free"
+        units = f"{self.cpus} CPUs" + (f" and {self.gpus} GPUs" if self.gpus else "")
+        return f"at hand: {nodes}, {units} in all, {memory} of memory a node, {free} of disk free"
 
 
 def costs(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> list[Cost]:
@@ -148,11 +157,13 @@ def _feature_bytes(config: Config) -> int:
 
 def _classify(config: Config, scene: Scene) -> dict[str, Any]:
     _, _, _, split = labelled_split(config, scene)
-    features = _feature_bytes(config)
+    features, members, train = _feature_bytes(config), config.classifier, int((split == TRAIN).sum())
+    epochs = members.members * members.epochs * (2 if members.calibrate else 1)
     return {
-        "unit": "members", "units": config.classifier.members, "bytes_read": len(split) * features,
+        "unit": "members", "units": members.members, "bytes_read": len(split) * features,
         # A worker holds the training pixels' features, and their standardised copy.
-        "actor_bytes": _PROCESS + 2 * int((split == TRAIN).sum()) * features,
+        "actor_bytes": _PROCESS + 2 * train * features,
+        "member_steps": epochs * max(1, train // members.batch),
     }  # fmt: skip
 
 
@@ -208,14 +219,15 @@ def machine_at_hand(folder: Path) -> Machine:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = [node for node in nodes if node.get("CPU")]
         memory = min((int(node["memory"]) for node in nodes), default=0)
-        return Machine(int(sum(node["CPU"] for node in nodes)), memory, max(1, len(nodes)), free)
+        cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+        return Machine(cpus, memory, max(1, len(nodes)), free, gpus)
     memory, limit = (
         os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         Path("/sys/fs/cgroup/memory.max"),
     )
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         memory = min(memory, int(text))
-    return Machine(os.cpu_count() or 1, memory, 1, free)
+    return Machine(os.cpu_count() or 1, memory, 1, free, torch.cuda.device_count())
 
 
 def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
@@ -225,7 +237,7 @@ def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
         UserError: Which stage needs how much memory on a node, or how much disk; and what there is.
     """
     for cost in planned:
-        at_once = _side_by_side(config, cost, machine)
+        at_once = -(-processes(config, cost, machine) // machine.nodes)
         needed = at_once * cost.actor_bytes + _PROCESS  # and the command itself
         if needed > machine.node_bytes:
             setting = "cluster.train_workers" if cost.stage == "pretrain" else "cluster.actors"
@@ -249,28 +261,30 @@ _SMALLER = {
 }  # fmt: skip
 
 
-def _side_by_side(config: Config, cost: Cost, machine: Machine) -> int:
-    """Actors or workers of a stage on one node."""
-    wanted = config.cluster.actors or max(1, machine.cpus // config.cluster.threads)
+def processes(config: Config, cost: Cost, machine: Machine) -> int:
+    """Actors or workers of a stage in the whole cluster."""
+    usual = machine.gpus if machine.uses_gpu(config) else machine.cpus // config.cluster.threads
+    wanted = config.cluster.actors or usual
     if cost.stage == "pretrain":
         wanted = config.cluster.train_workers
     if cost.stage in ("classify", "report"):
         wanted = 1 if cost.stage == "report" else min(machine.cpus, config.classifier.members)
-    return -(-min(wanted, max(1, cost.units)) // machine.nodes)
+    return max(1, min(wanted, cost.units))
 
 
-def table(planned: list[Cost]) -> str:
-    """A line per stage: what is done of it, and what is left to do."""
+def table(planned: list[Cost], times: Mapping[str, str]) -> str:
+    """A line per stage: what is done of it, and what is left to do, with its time in words."""
     lines = [
         f"{'stage':9} {'done / units':>20} {'windows':>12} {'U-Net passes':>13} {'read':>10} "
-        f"{'written':>10} {'a process':>10}"
+        f"{'written':>10} {'a process':>10} {'time':>14}"
     ]
     for cost in planned:
         units = f"{cost.done:,} / {cost.units:,} {cost.unit}"
         lines.append(
             f"{cost.stage:9} {units:>20} {cost.left(cost.windows):>12,} "
             f"{cost.left(cost.unet_passes):>13,} {shown(cost.left(cost.bytes_read)):>10} "
-            f"{shown(cost.left(cost.bytes_written)):>10} {shown(cost.actor_bytes):>10}"
+            f"{shown(cost.left(cost.bytes_written)):>10} {shown(cost.actor_bytes):>10} "
+            f"{times.get(cost.stage, '-'):>14}"
         )
     return "\n".join(lines)
 

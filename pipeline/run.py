@@ -98,11 +98,13 @@ def _plan_and_run(
 
 
 def _say_budget(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
-    from pipeline import budget
+    from pipeline import budget, calibrate
 
     planned = budget.costs(config, folder, scene, plan)
     machine = budget.machine_at_hand(folder.path)
-    print(f"\n{budget.table(planned)}\n\n{machine}")
+    seconds = calibrate.estimates(config, scene, planned, machine)
+    times = {stage: calibrate.spoken(value) for stage, value in seconds.items()}
+    print(f"\n{budget.table(planned, times)}\n\n{machine}\n{calibrate.said(seconds)}")
     budget.check_fits(config, planned, machine)
 
 

@@ -1,6 +1,7 @@
 """The budget of a run: counts worked out by hand, and refusals."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def test_counts_by_hand(small: tuple[Config, RunFolder, str]) -> None:
     kept = 2 * 2 * small[0].kept_channels * 4 + 4 * 4 * 4
     assert extract.bytes_written == 128 * (kept + 4 * 8)
     assert (planned["classify"].units, planned["classify"].bytes_read) == (2, 128 * kept)
+    assert planned["classify"].member_steps == 2 * 2 * 5 * 1  # members and twins, epochs, 64 pixels
     tiles = planned["map"]  # 2 x 2 tiles of 64 pixels, 25 x 23 blocks of 4 in all, and a halo of 12 pixels
     assert (tiles.units, tiles.windows, tiles.unet_passes) == (4, 25 * 23, 2 * 25 * 23)
     assert tiles.bytes_read == 4 * 4 * 76 * 76 * 4
@@ -124,6 +126,8 @@ def test_dry_run_says_it_and_refuses(
     output = capsys.readouterr().out
     assert "1,150" in output, "U-Net passes of the map"
     assert f"{os.cpu_count()} CPUs in all" in output
+    assert re.search(r"^map .* about [\d.]+ s$", output, re.MULTILINE), "an estimate of a real calibration"
+    assert re.search(r"^time: about [\d.]+ s in all; an estimate", output, re.MULTILINE)
     monkeypatch.setattr(budget, "machine_at_hand", lambda folder: Machine(2, 64 * GIB, 1, MIB))
     assert cli(arguments) == 2
     output = capsys.readouterr()
@@ -140,4 +144,4 @@ def test_bytes_for_people() -> None:
         "5.0 GiB",
         "3.0 TiB",
     ]
-    assert "1 / 4 tiles" in table([Cost("map", "tiles", 4, 1)])
+    assert "1 / 4 tiles" in table([Cost("map", "tiles", 4, 1)], {})
