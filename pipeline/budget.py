@@ -4,29 +4,26 @@ Counts are exact or, where pixels without data save work, upper bounds. Bytes ar
 Memory is an estimate: a process with its libraries, the weights, and the largest arrays held at once.
 """
 
-import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from mtmsd.features import feature_width, windows_at_once
 from mtmsd.split import TRAIN
+from mtmsd.unet import UNetConfig
 from mtmsd.unets import make_unet
 from pipeline.artifacts import RunFolder
 from pipeline.checkpoints import checkpoints
-from pipeline.cluster import joins_cluster, ray_session
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.labels import labelled_split
+from pipeline.machine import Machine, shown
 from pipeline.plan import Plan
 from pipeline.readers import GROUP, Reduced, TileReader, WindowReader, reduced_grid
 from pipeline.scene import Scene
-from pipeline.storage import is_local
 from pipeline.units import TileGrid
 
 _PROCESS = 600 << 20
@@ -47,27 +44,12 @@ class Cost:
     bytes_read: int = 0
     bytes_written: int = 0
     actor_bytes: int = _PROCESS
+    member_steps: int = 0
+    """Optimiser steps of all members together."""
 
     def left(self, amount: int) -> int:
         """The share of an amount that is not done yet."""
         return round(amount * (self.units - self.done) / max(1, self.units))
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What there is: CPUs in all, memory of the smallest node, nodes, and bytes free for the run folder."""
-
-    cpus: int
-    node_bytes: int
-    nodes: int
-    free_bytes: int | None
-    """None: the run folder lies in an object store."""
-
-    def __str__(self) -> str:
-        nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
-        memory = shown(self.node_bytes)
-        free = "an object store" if self.free_bytes is None else f"{shown(self.free_bytes)} of disk free"
-        return f"at hand: {nodes}, {self.cpus} CPUs in all, {memory} of memory a node, {free}"
 
 
 def costs(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> list[Cost]:
@@ -154,11 +136,13 @@ def _feature_bytes(config: Config) -> int:
 
 def _classify(config: Config, scene: Scene) -> dict[str, Any]:
     _, _, _, split = labelled_split(config, scene)
-    features = _feature_bytes(config)
+    features, members, train = _feature_bytes(config), config.classifier, int((split == TRAIN).sum())
+    epochs = members.members * members.epochs * (2 if members.calibrate else 1)
     return {
-        "unit": "members", "units": config.classifier.members, "bytes_read": len(split) * features,
+        "unit": "members", "units": members.members, "bytes_read": len(split) * features,
         # A worker holds the training pixels' features, and their standardised copy.
-        "actor_bytes": _PROCESS + 2 * int((split == TRAIN).sum()) * features,
+        "actor_bytes": _PROCESS + 2 * train * features,
+        "member_steps": epochs * max(1, train // members.batch),
     }  # fmt: skip
 
 
@@ -205,20 +189,23 @@ def unet_bytes(config: Config, side: int) -> tuple[int, int]:
     which a step of training holds the maps of one.
     """
     sizes: list[int] = []
-    intervals = config.unet.intervals
-    placed = replace(config.unet, cuts=config.unet.cuts or tuple(range(1, intervals)))
     with torch.device("meta"):
-        unet = make_unet(placed, config.reduce.components)
+        unet = make_unet(placed_unet(config), config.reduce.components)
         for layer in unet.modules():
             if not list(layer.children()):
                 layer.register_forward_hook(lambda _, __, out: sizes.append(out.numel()))
         maps = unet.encode(torch.empty(1, config.reduce.components, side, side), torch.zeros(1))
         encoder, most = sum(sizes), 0
-        for interval in range(intervals):
+        for interval in range(config.unet.intervals):
             sizes.clear()
             unet.decoder(interval)(*maps, taps=(config.unet.stages,))
             most = max(most, sum(sizes))
     return sum(p.numel() for p in unet.parameters()) * _FLOAT, (encoder + most) * _FLOAT
+
+
+def placed_unet(config: Config) -> UNetConfig:
+    """The U-Net's settings, with cuts somewhere where a run is still to find them."""
+    return replace(config.unet, cuts=config.unet.cuts or tuple(range(1, config.unet.intervals)))
 
 
 def _extractor_bytes(config: Config) -> int:
@@ -230,26 +217,6 @@ def _extractor_bytes(config: Config) -> int:
     return 2 * weights + maps * at_once
 
 
-def machine_at_hand(folder: Path) -> Machine:
-    """The cluster that the run would join, or else this machine."""
-    free = None
-    if is_local(folder):
-        free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-    if joins_cluster():
-        with ray_session():
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        nodes = [node for node in nodes if node.get("CPU")]
-        memory = min((int(node["memory"]) for node in nodes), default=0)
-        return Machine(int(sum(node["CPU"] for node in nodes)), memory, max(1, len(nodes)), free)
-    memory, limit = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        Path("/sys/fs/cgroup/memory.max"),
-    )
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        memory = min(memory, int(text))
-    return Machine(os.cpu_count() or 1, memory, 1, free)
-
-
 def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
     """Refuse what cannot fit.
 
@@ -257,7 +224,7 @@ def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
         UserError: Which stage needs how much memory on a node, or how much disk; and what there is.
     """
     for cost in planned:
-        at_once = _side_by_side(config, cost, machine)
+        at_once = -(-processes(config, cost, machine) // machine.nodes)
         needed = at_once * cost.actor_bytes + _PROCESS  # and the command itself
         if needed > machine.node_bytes:
             setting = "cluster.train_workers" if cost.stage == "pretrain" else "cluster.actors"
@@ -281,37 +248,29 @@ _SMALLER = {
 }  # fmt: skip
 
 
-def _side_by_side(config: Config, cost: Cost, machine: Machine) -> int:
-    """Actors or workers of a stage on one node."""
-    wanted = config.cluster.actors or max(1, machine.cpus // config.cluster.threads)
+def processes(config: Config, cost: Cost, machine: Machine) -> int:
+    """Actors or workers of a stage in the whole cluster."""
+    usual = machine.gpus if machine.uses_gpu(config) else machine.cpus // config.cluster.threads
+    wanted = config.cluster.actors or usual
     if cost.stage == "pretrain":
         wanted = config.cluster.train_workers
     if cost.stage in ("classify", "report"):
         wanted = 1 if cost.stage == "report" else min(machine.cpus, config.classifier.members)
-    return -(-min(wanted, max(1, cost.units)) // machine.nodes)
+    return max(1, min(wanted, cost.units))
 
 
-def table(planned: list[Cost]) -> str:
-    """A line per stage: what is done of it, and what is left to do."""
+def table(planned: list[Cost], times: Mapping[str, str]) -> str:
+    """A line per stage: what is done of it, and what is left to do, with its time in words."""
     lines = [
         f"{'stage':9} {'done / units':>20} {'windows':>12} {'U-Net passes':>13} {'read':>10} "
-        f"{'written':>10} {'a process':>10}"
+        f"{'written':>10} {'a process':>10} {'time':>14}"
     ]
     for cost in planned:
         units = f"{cost.done:,} / {cost.units:,} {cost.unit}"
         lines.append(
             f"{cost.stage:9} {units:>20} {cost.left(cost.windows):>12,} "
             f"{cost.left(cost.unet_passes):>13,} {shown(cost.left(cost.bytes_read)):>10} "
-            f"{shown(cost.left(cost.bytes_written)):>10} {shown(cost.actor_bytes):>10}"
+            f"{shown(cost.left(cost.bytes_written)):>10} {shown(cost.actor_bytes):>10} "
+            f"{times.get(cost.stage, '-'):>14}"
         )
     return "\n".join(lines)
-
-
-def shown(count: int) -> str:
-    """Bytes for people: 1.5 GiB."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} TiB"

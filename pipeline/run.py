@@ -98,12 +98,14 @@ def _plan_and_run(
 
 
 def _say_budget(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
-    from pipeline import budget
+    from pipeline import budget, calibrate, machine
 
     planned = budget.costs(config, folder, scene, plan)
-    machine = budget.machine_at_hand(folder.path)
-    print(f"\n{budget.table(planned)}\n\n{machine}")
-    budget.check_fits(config, planned, machine)
+    at_hand = machine.machine_at_hand(folder.path)
+    seconds = calibrate.estimates(config, scene, planned, at_hand)
+    times = {stage: calibrate.spoken(value) for stage, value in seconds.items()}
+    print(f"\n{budget.table(planned, times)}\n\n{at_hand}\n{calibrate.said(seconds)}")
+    budget.check_fits(config, planned, at_hand)
 
 
 def _demo_scene(folder: RunFolder) -> str:

@@ -1,16 +1,18 @@
 """The budget of a run: counts worked out by hand, and refusals."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline import budget
+from pipeline import machine as machine_module
 from pipeline.artifacts import RunFolder
-from pipeline.budget import Cost, Machine, check_fits, costs, shown, table, unet_bytes
+from pipeline.budget import Cost, check_fits, costs, table, unet_bytes
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.machine import Machine, shown
 from pipeline.plan import Plan, make_plan
 from pipeline.run import cli
 from pipeline.scene import open_scene, write_scene
@@ -52,6 +54,7 @@ def test_counts_by_hand(small: tuple[Config, RunFolder, str]) -> None:
     kept = 2 * 2 * small[0].kept_channels * 4 + 4 * 4 * 4
     assert extract.bytes_written == 128 * (kept + 4 * 8)
     assert (planned["classify"].units, planned["classify"].bytes_read) == (2, 128 * kept)
+    assert planned["classify"].member_steps == 2 * 2 * 5 * 1  # members and twins, epochs, 64 pixels
     tiles = planned["map"]  # 2 x 2 tiles of 64 pixels, 25 x 23 blocks of 4 in all, and a halo of 12 pixels
     assert (tiles.units, tiles.windows, tiles.unet_passes) == (4, 25 * 23, 2 * 25 * 23)
     assert tiles.bytes_read == 4 * 4 * 76 * 76 * 4
@@ -139,7 +142,9 @@ def test_dry_run_says_it_and_refuses(
     output = capsys.readouterr().out
     assert "1,150" in output, "U-Net passes of the map"
     assert f"{os.cpu_count()} CPUs in all" in output
-    monkeypatch.setattr(budget, "machine_at_hand", lambda folder: Machine(2, 64 * GIB, 1, MIB))
+    assert re.search(r"^map .* about [\d.]+ s$", output, re.MULTILINE), "an estimate of a real calibration"
+    assert re.search(r"^time: about [\d.]+ s in all; an estimate", output, re.MULTILINE)
+    monkeypatch.setattr(machine_module, "machine_at_hand", lambda folder: Machine(2, 64 * GIB, 1, MIB))
     assert cli(arguments) == 2
     output = capsys.readouterr()
     assert "U-Net passes" in output.out, "the budget is shown all the same"
@@ -155,7 +160,7 @@ def test_bytes_for_people() -> None:
         "5.0 GiB",
         "3.0 TiB",
     ]
-    assert "1 / 4 tiles" in table([Cost("map", "tiles", 4, 1)])
+    assert "1 / 4 tiles" in table([Cost("map", "tiles", 4, 1)], {})
 
 
 def test_spectra_alone_cost_no_unet(small: tuple[Config, RunFolder, str]) -> None:
