@@ -55,7 +55,8 @@ def upload(files: s3fs.S3FileSystem, folder: Path, key: str) -> str:
 def objects(files: s3fs.S3FileSystem, key: str) -> dict[str, tuple[str, str]]:
     """Every object below a key: content hash and time."""
     found = files.find(f"{BUCKET}/{key}", detail=True)
-    return {name: (entry["ETag"], str(entry["LastModified"])) for name, entry in found.items()}
+    files_only = {name: entry for name, entry in found.items() if entry["type"] == "file"}
+    return {name: (entry["ETag"], str(entry["LastModified"])) for name, entry in files_only.items()}
 
 
 def _await(port: int, server: subprocess.Popen[bytes]) -> None:
