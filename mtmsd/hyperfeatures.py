@@ -17,10 +17,6 @@ from torch import Tensor, nn
 
 from mtmsd.fusion import Fusion, FusionConfig
 
-_PACE = 10.0
-"""Factor on the T x S numbers: Adam moves each by at most its rate a step, and members take some hundred
-steps where the authors take 5,000."""
-
 
 class Hyperfeatures(Fusion):
     """(N, T, K) centre features -> (N, width), summed one (timestep, stage) after the other.
@@ -63,7 +59,7 @@ class Hyperfeatures(Fusion):
         return fused
 
     def _weights(self) -> Tensor:
-        return (_PACE * self.mixing).flatten().softmax(dim=0).view_as(self.mixing)
+        return self.mixing.flatten().softmax(dim=0).view_as(self.mixing)
 
 
 class _Bottleneck(nn.Module):

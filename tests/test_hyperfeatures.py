@@ -32,7 +32,7 @@ def drawn(n: int, timesteps: int, channels: int) -> tuple[Tensor, Tensor]:
 def naive(fusion: Hyperfeatures, centre_NTK: Tensor, stages: tuple[int, ...]) -> np.ndarray:
     """One (pixel, timestep, stage) after the other, double precision."""
     state = {name: value.double().numpy() for name, value in fusion.state_dict().items()}
-    mixing = np.exp(10 * state["mixing"])
+    mixing = np.exp(state["mixing"])
     mixing /= mixing.sum()
 
     def layer(name: str, values: np.ndarray) -> np.ndarray:
