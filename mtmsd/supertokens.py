@@ -123,15 +123,14 @@ class Supertokens(nn.Module):
         height, width = (side // cell for side in valid_HW.shape)
         mask_GP1 = _cells(valid_HW[None].to(cube_KHW.dtype), cell)
         features_GPE = _cells(cube_KHW, cell) @ self.projection_EK.T
-        middle = (torch.arange(cell, device=cube_KHW.device) + 0.5) / cell - 0.5
+        middle = (torch.arange(cell, device=cube_KHW.device, dtype=cube_KHW.dtype) + 0.5) / cell - 0.5
         place_P2 = torch.cartesian_prod(middle, middle) * config.compactness
         features_GPF = torch.cat([features_GPE, place_P2.expand(len(features_GPE), -1, -1)], dim=2) * mask_GP1
         count_G1 = mask_GP1.sum(dim=1)
         token_hwF = (features_GPF.sum(dim=1) / count_G1.clamp(min=1)).reshape(height, width, -1)
         there_GJ = _neighbours(count_G1.reshape(height, width, 1))[..., 0] > 0
-        offset_JF = F.pad(
-            torch.tensor(_ROUND, device=cube_KHW.device) * config.compactness, (token_hwF.shape[2] - 2, 0)
-        )
+        offset_J2 = torch.tensor(_ROUND, device=cube_KHW.device, dtype=cube_KHW.dtype) * config.compactness
+        offset_JF = F.pad(offset_J2, (token_hwF.shape[2] - 2, 0))
         for _ in range(config.iterations):
             share_GPJ = self._share(features_GPF, token_hwF, offset_JF, there_GJ) * mask_GP1
             weight_GJ1 = share_GPJ.sum(dim=1)[..., None]
