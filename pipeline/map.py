@@ -18,7 +18,7 @@ from mtmsd.split import TEST
 from mtmsd.windows import windows_of_tile
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.classes import table_of, to_attributes
-from pipeline.cluster import share_out
+from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
 from pipeline.export import preview, write_cogs, write_overviews
 from pipeline.progress import metered, peak_rss
@@ -26,7 +26,7 @@ from pipeline.readers import Reduced, TileReader
 from pipeline.scene import Scene, write_georeference
 from pipeline.scene_arrays import named_array
 from pipeline.trained import load_ensemble, make_extractor
-from pipeline.units import ChunkSink, Region, TileGrid, UnitSource, read_units, write_units
+from pipeline.units import ChunkSink, TileGrid, TileRegions, UnitSource, read_units, write_units
 
 _CACHED_BYTES = 6 << 20
 """Features of the pixels that are classified at once: they should stay in the processor's cache."""
@@ -50,13 +50,24 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             side = TileReader.side(grid, config.patches)
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
-            tiles = shares.through_actors(
-                read_units(source), len(todo), MapActor, (config, folder, shares.gpu, meter)
-            )
-            sink = ChunkSink("map.zarr", folder.map, _Regions(grid), folder.markers("map"), meter)
-            write_units(tiles, sink)
+            map_tiles(folder, grid, source, shares, MapActor, (config, folder, shares.gpu, meter), meter)
         finish(folder, scene)
         return record()
+
+
+def map_tiles(
+    folder: RunFolder,
+    grid: TileGrid,
+    source: UnitSource,
+    shares: Shares,
+    actor: type,
+    arguments: tuple[Any, ...],
+    meter: ActorHandle[Any],
+) -> None:
+    """Take a source's tiles through a pool of actors into ``map.zarr``, each with its marker."""
+    tiles = shares.through_actors(read_units(source), len(source), actor, arguments)
+    sink = ChunkSink("map.zarr", folder.map, TileRegions(grid, ARRAYS), folder.markers("map"), meter)
+    write_units(tiles, sink)
 
 
 def finish(folder: RunFolder, scene: Scene) -> None:
@@ -78,15 +89,6 @@ def score(folder: RunFolder) -> float:
     tested = split == TEST
     found: Any = zarr.open_group(folder.map, mode="r", use_consolidated=False)["class"]
     return float((found.vindex[y[tested], x[tested]] == label[tested]).mean())
-
-
-class _Regions:
-    def __init__(self, grid: TileGrid) -> None:
-        self._grid = grid
-
-    def __call__(self, unit: int) -> dict[str, Region]:
-        y0, y1, x0, x1 = self._grid.bounds(unit)
-        return {name: (slice(y0, y1), slice(x0, x1)) for name in ARRAYS}
 
 
 class MapActor:
