@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test faults lint bench clean
+.PHONY: demo test faults lint bench scale clean
 
 demo: $(VENV)/ready
 	$(BIN)/python pipeline/run.py --demo
@@ -21,6 +21,9 @@ lint: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks
+
+scale: $(VENV)/ready
+	$(BIN)/python -m benchmarks.scale
 
 # torch comes first and by its exact version, so that pip takes the build that the platform offers.
 $(VENV)/ready: pyproject.toml constraints.txt

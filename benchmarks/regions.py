@@ -31,8 +31,8 @@ from mtmsd.supertokens import pixel_probabilities
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config, load_config
 from pipeline.readers import Reduced
-from pipeline.regions import PIXEL, RegionActor, RegionReader, Regions
-from pipeline.units import TileGrid
+from pipeline.regions import ARRAYS, PIXEL, RegionActor, RegionReader
+from pipeline.units import TileGrid, TileRegions
 
 Answer = tuple[NDArray[np.int64], NDArray[np.float32] | None]
 
@@ -129,7 +129,7 @@ def _supertokens(
         for name, values in (("class", code), ("confidence", confidence)):
             copy.create_array(name + PIXEL, data=values, chunks=(grid.side, grid.side))
         reader = RegionReader(Reduced(str(folder.reduced)), Path(temporary), grid, config.supertokens)
-        actor, regions = RegionActor(config, folder, gpu=False), Regions(grid, "")
+        actor, regions = RegionActor(config, folder, gpu=False), TileRegions(grid, ARRAYS)
         result, sure = np.zeros(code.shape, np.int64), np.full(code.shape, np.nan, np.float32)
         for unit in range(len(grid)):
             read = {"unit": unit} | reader(unit)

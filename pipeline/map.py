@@ -23,16 +23,16 @@ from mtmsd.windows import windows_of_tile
 from pipeline import regions, storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.classes import ClassTable, table_of, to_attributes
-from pipeline.cluster import share_out
+from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
 from pipeline.export import preview, write_cogs, write_overviews
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import Reduced, TileReader
-from pipeline.regions import ARRAYS, PIXEL, Regions
+from pipeline.regions import ARRAYS, PIXEL
 from pipeline.scene import Scene, write_georeference
 from pipeline.scene_arrays import named_array
 from pipeline.trained import load_ensemble, make_extractor
-from pipeline.units import ChunkSink, TileGrid, UnitSource, read_units, write_units
+from pipeline.units import ChunkSink, TileGrid, TileRegions, UnitSource, read_units, write_units
 
 _CACHED_BYTES = 6 << 20
 """Features of the pixels that are classified at once: they should stay in the processor's cache."""
@@ -55,15 +55,27 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             side = TileReader.side(grid, config.patches)
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)
-            tiles = shares.through_actors(
-                read_units(source), len(todo), MapActor, (config, folder, shares.gpu, meter)
-            )
-            sink = ChunkSink("map.zarr", folder.map, Regions(grid, suffix), folder.markers("map"), meter)
-            write_units(tiles, sink)
+            arguments = config, folder, shares.gpu, meter
+            tiles = TileRegions(grid, tuple(name + suffix for name in ARRAYS))
+            map_tiles(folder, tiles, source, shares, MapActor, arguments, meter)
         if voting := [unit for unit in left if unit >= len(grid)]:
             regions.vote(config, folder, grid, voting, shares, meter)
         finish(folder, scene)
         return record()
+
+
+def map_tiles(
+    folder: RunFolder,
+    tiles: TileRegions,
+    source: UnitSource,
+    shares: Shares,
+    actor: type,
+    arguments: tuple[Any, ...],
+    meter: ActorHandle[Any],
+) -> None:
+    """Take a source's tiles through a pool of actors into ``map.zarr``, each with its marker."""
+    made = shares.through_actors(read_units(source), len(source), actor, arguments)
+    write_units(made, ChunkSink("map.zarr", folder.map, tiles, folder.markers("map"), meter))
 
 
 def finish(folder: RunFolder, scene: Scene) -> None:

@@ -185,7 +185,8 @@ def _patches(
 
     def read(interval: range) -> list[Row]:
         source = UnitSource("pretrain: patches", interval, reader, step_bytes)
-        return sorted(read_units(source, tasks=_INTERVAL_TASKS).iter_rows(), key=lambda row: int(row["unit"]))
+        rows = read_units(source, tasks=_INTERVAL_TASKS, together=_INTERVAL_STEPS).iter_rows()
+        return sorted(rows, key=lambda row: int(row["unit"]))
 
     with ThreadPoolExecutor(max_workers=1) as ahead:
         pending = [ahead.submit(read, interval) for interval in intervals[:1]]

@@ -23,7 +23,7 @@ from pipeline.cluster import Shares
 from pipeline.config import Config
 from pipeline.progress import peak_rss
 from pipeline.readers import Reduced
-from pipeline.units import ChunkSink, Region, Row, TileGrid, UnitSource, read_units, write_units
+from pipeline.units import ChunkSink, Row, TileGrid, TileRegions, UnitSource, read_units, write_units
 
 ARRAYS = ("class", "confidence", "entropy")
 PIXEL = "_pixel"
@@ -46,22 +46,8 @@ def vote(
     row_bytes = reader.side**2 * (reader.reduced.shape[0] * 4 + 8)
     source = UnitSource("map: regions", todo, reader, row_bytes)
     tiles = shares.through_actors(read_units(source), len(todo), RegionActor, (config, folder, shares.gpu))
-    sink = ChunkSink("map.zarr: regions", folder.map, Regions(grid, ""), folder.markers("map"), meter)
+    sink = ChunkSink("map.zarr: regions", folder.map, TileRegions(grid, ARRAYS), folder.markers("map"), meter)
     write_units(tiles, sink)
-
-
-@dataclass(frozen=True)
-class Regions:
-    """What a tile owns of the map's arrays; units of both passes."""
-
-    grid: TileGrid
-    suffix: str
-    """Of the arrays' names."""
-
-    def __call__(self, unit: int) -> dict[str, Region]:
-        """Region of each array."""
-        y0, y1, x0, x1 = self.grid.bounds(unit % len(self.grid))
-        return {name + self.suffix: (slice(y0, y1), slice(x0, x1)) for name in ARRAYS}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import ray.data
 import zarr
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.data import Datasink, Datasource
+from ray.data import DataContext, Datasink, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
@@ -27,6 +27,8 @@ Row = dict[str, Any]
 IO_CPUS = 0.25
 """CPUs of a read or write task."""
 Region = tuple[slice, ...]
+_TOGETHER = 8
+"""Units that travel together, where there are many: Ray's work for a block is then shared by so many."""
 _READ_PAUSES_S = (0.5, 2.0, 8.0)
 
 
@@ -43,12 +45,8 @@ class UnitSource(Datasource):
 
     def __init__(self, name: str, units: Sequence[int], reader: Reader, row_bytes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._name, self._units, self._reader, self._row_bytes = (
-            name,
-            list(units),
-            reader,
-            row_bytes,
-        )
+        self._name, self._units, self._reader = name, list(units), reader
+        self.row_bytes = row_bytes
 
     def __len__(self) -> int:
         return len(self._units)
@@ -59,7 +57,7 @@ class UnitSource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all rows together."""
-        return len(self._units) * self._row_bytes
+        return len(self._units) * self.row_bytes
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -72,7 +70,7 @@ class UnitSource(Datasource):
                 continue
             units = [self._units[i] for i in part]
             metadata = BlockMetadata(
-                num_rows=len(units), size_bytes=len(units) * self._row_bytes, exec_stats=None,
+                num_rows=len(units), size_bytes=len(units) * self.row_bytes, exec_stats=None,
                 input_files=None,
             )  # fmt: skip
             tasks.append(ReadTask(_ReadUnits(self._reader, units), metadata))
@@ -102,13 +100,26 @@ def _patiently(reader: Reader, unit: int) -> Row:
     return reader(unit)
 
 
-def read_units(source: UnitSource, tasks: int = 1000) -> ray.data.Dataset:
-    """The dataset of a source's units, read by at most ``tasks`` tasks of a fraction of a CPU each."""
-    dataset: ray.data.Dataset = ray.data.read_datasource(
-        source,
-        num_cpus=IO_CPUS,
-        override_num_blocks=max(1, min(len(source), tasks)),
-    )
+def read_units(source: UnitSource, tasks: int = 1000, together: int = _TOGETHER) -> ray.data.Dataset:
+    """The dataset of a source's units, read by at most ``tasks`` tasks of a fraction of a CPU each.
+
+    Each task reads a run of units and passes them on in blocks of at most ``together``; without that limit,
+    Ray would fill its blocks of 128 MiB, and none of their units would be finished before all of them.
+    """
+    tasks = max(1, min(len(source), tasks))
+    run = -(-len(source) // tasks)
+    block = -(-run // -(-run // together))  # equal parts of the run
+    context = DataContext.get_current()
+    usual = context.target_max_block_size
+    context.target_max_block_size = min(usual or 1 << 30, int((block - 0.5) * source.row_bytes))
+    try:  # the dataset keeps a copy
+        dataset: ray.data.Dataset = ray.data.read_datasource(
+            source,
+            num_cpus=IO_CPUS,
+            override_num_blocks=tasks,
+        )
+    finally:
+        context.target_max_block_size = usual
     dataset.set_name(source.get_name())
     return dataset
 
@@ -134,13 +145,16 @@ class ChunkSink(Datasink[None]):
     def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         """Write whole chunks; a repeated write of a unit leaves the same bytes."""
         group: Any = zarr.open_group(self._group, mode="r+", use_consolidated=False)
+        arrays: dict[str, Any] = {}  # to open one reads its metadata
         row: Row
         for block in blocks:
             for row in BlockAccessor.for_block(block).iter_rows(public_row_format=False):
                 unit, written = int(row["unit"]), int(row.get("written", 0))
                 for name, region in self._regions(unit).items():
                     values: NDArray[Any] = np.asarray(row[name])[tuple(_extent(part) for part in region)]
-                    group[name][region] = values
+                    if name not in arrays:
+                        arrays[name] = group[name]
+                    arrays[name][region] = values
                     written += values.nbytes
                 storage.mark(self._markers / str(unit))
                 done = (
@@ -184,6 +198,19 @@ class TileGrid:
         row, column = divmod(tile, self.columns)
         y0, x0 = row * self.side, column * self.side
         return y0, min(y0 + self.side, self.height), x0, min(x0 + self.side, self.width)
+
+
+@dataclass(frozen=True)
+class TileRegions:
+    """Where a tile lies in arrays (y, x): for each of ``names`` the same region."""
+
+    grid: TileGrid
+    names: tuple[str, ...]
+
+    def __call__(self, unit: int) -> dict[str, Region]:
+        """The regions that a tile owns; a second pass numbers its units after those of the first."""
+        y0, y1, x0, x1 = self.grid.bounds(unit % len(self.grid))
+        return {name: (slice(y0, y1), slice(x0, x1)) for name in self.names}
 
 
 def in_order(rows: Iterable[Row]) -> Iterator[Row]:

@@ -1,8 +1,13 @@
-"""The benchmarks' yardstick computes the same features as the fast path."""
+"""The benchmarks' yardstick computes the same features as the fast path; their floors are heeded."""
+
+import subprocess
+import sys
 
 import torch
 
+from benchmarks.processes import descendants, this
 from benchmarks.reference import plain_features
+from benchmarks.scale import Case, missed_floors
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor, FeatureConfig
 from mtmsd.unet import UNet, UNetConfig
@@ -20,3 +25,35 @@ def test_plain_way_agrees_with_exact_mode() -> None:
     fast = Extractor(unet, schedule, features, PatchConfig(size=16, stride=1))(patches)
     for plain, quick in ((centre, fast.centre_NPTK[:, 0]), (pooled, fast.pooled_NTK)):
         assert torch.linalg.norm(plain - quick) / torch.linalg.norm(plain) < 1e-4
+
+
+def test_floors_of_scale() -> None:
+    good = {"workers": 64, "seconds": 2.0, "efficiency": 0.95, "driver_ms": 2.0}
+    rows = [good | {"tiles": tiles, "driver_mib": mib} for tiles, mib in ((1000, 500), (100_000, 549))]
+    assert missed_floors(rows) == []
+    rows[1] |= {"driver_mib": 551, "efficiency": 0.89, "driver_ms": 5.1}
+    assert [line.partition(": ")[2] for line in missed_floors(rows)] == [
+        "efficiency 89.0%, floor 90%",
+        "driver 5.10 ms a tile, floor 5",
+        "driver 551 MiB, 500 with the fewest tiles",
+    ]
+    short = good | {"seconds": 0.5, "tiles": 10, "efficiency": 0.5, "driver_mib": 1}
+    assert missed_floors([short]) == [], "too short to be scheduled on two cores"
+    assert str(Case.parse("64x1000x0.5")) == "64x1000x0.5"
+
+
+def test_what_processes_use() -> None:
+    code = "import os, time; open(os.devnull); end = time.process_time() + 0.3\n"
+    code += "while time.process_time() < end: pass\nprint(flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        found = descendants()[child.pid]
+        assert 0.2 < found.cpu_s < 1.5
+        assert 4 << 20 < found.rss < this().rss
+        assert (found.threads, found.files >= 3) == (1, True)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.pid not in descendants()

@@ -16,8 +16,8 @@ from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import Config, fingerprints, load_config
 from pipeline.errors import UserError
 from pipeline.readers import Reduced
-from pipeline.regions import ARRAYS, PIXEL, RegionActor, RegionReader, Regions
-from pipeline.units import TileGrid
+from pipeline.regions import ARRAYS, PIXEL, RegionActor, RegionReader
+from pipeline.units import TileGrid, TileRegions
 
 CODES = [2, 5, 9]
 LOADINGS = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 2)))[0]
@@ -53,7 +53,7 @@ def voted(config: Config, folder: RunFolder, shape: tuple[int, int]) -> dict[str
     whole = {name: np.full(shape, -1, np.float32) for name in ARRAYS}
     for unit in range(2 * len(grid) - 1, len(grid) - 1, -1):
         row = actor({key: np.asarray(value)[None] for key, value in ({"unit": unit} | reader(unit)).items()})
-        for name, (rows, columns) in Regions(grid, "")(unit).items():
+        for name, (rows, columns) in TileRegions(grid, ARRAYS)(unit).items():
             assert row[name].shape == (1, config.tile, config.tile)
             whole[name][rows, columns] = row[name][
                 0, : rows.stop - rows.start, : columns.stop - columns.start

@@ -9,9 +9,22 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.data import DataContext
 from ray.data.block import BlockAccessor
 
-from pipeline.units import ChunkSink, TileGrid, UnitSource, in_order
+from benchmarks.sleeper import SIDE, SleepActor, TinyReader
+from pipeline.cluster import share_out
+from pipeline.config import ClusterConfig
+from pipeline.progress import metered
+from pipeline.units import (
+    ChunkSink,
+    TileGrid,
+    TileRegions,
+    UnitSource,
+    in_order,
+    read_units,
+    write_units,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -97,3 +110,39 @@ def test_a_failed_write_leaves_no_marker(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         sink.write([BlockAccessor.batch_to_block(_row(0, np.zeros((4, 4))))], None)
     assert not list((tmp_path / "done").iterdir())
+
+
+@pytest.mark.cluster
+def test_units_of_one_read_travel_in_small_blocks(ray_cluster: None) -> None:
+    usual = DataContext.get_current().target_max_block_size
+    source = UnitSource("tiles", range(40), TinyReader(TileGrid(64, 64, SIDE)), SIDE**2 * 4)
+    blocks = [
+        bundle.num_rows()
+        for bundle in read_units(source, tasks=2, together=3).iter_internal_ref_bundles()
+    ]  # fmt: skip
+    assert (max(blocks), sum(blocks), len(blocks)) == (3, 40, 14)
+    assert DataContext.get_current().target_max_block_size == usual
+
+
+@pytest.mark.cluster
+def test_long_reads_leave_room_for_writes(ray_cluster: None, tmp_path: Path) -> None:
+    """Two reads that outlast their buffers hold all CPUs that the actors leave, on two CPUs."""
+    grid, units = TileGrid(80, 64, SIDE), 80
+    arrays = ("class", "confidence", "entropy")
+    group = zarr.open_group(tmp_path / "map.zarr", mode="w")
+    for name in arrays:
+        kind = "uint8" if name == "class" else "float32"
+        group.create_array(name, shape=(80, 64), chunks=(SIDE, SIDE), dtype=kind, fill_value=0)
+    (tmp_path / "done").mkdir()
+    with metered("map", units, "tiles") as (meter, record):
+        source = UnitSource("tiles", range(units), TinyReader(grid), SIDE**2 * 4)
+        shares = share_out(ClusterConfig())
+        rows = read_units(source, tasks=2, together=1)
+        rows = shares.through_actors(rows, units, SleepActor, (0.0, meter))
+        regions = TileRegions(grid, arrays)
+        write_units(rows, ChunkSink("map", tmp_path / "map.zarr", regions, tmp_path / "done", meter))
+        assert record()["pixels"] == 80 * 64
+    assert len(list((tmp_path / "done").iterdir())) == units
+    whole: Any = zarr.open_group(tmp_path / "map.zarr", mode="r")["class"]
+    expected = np.arange(units).reshape(10, 8).repeat(SIDE, 0).repeat(SIDE, 1)
+    assert np.array_equal(whole[...], expected)
