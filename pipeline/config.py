@@ -256,6 +256,8 @@ def stage_settings(config: Config, stage: str) -> dict[str, Any]:
         for key in _SAID_IF_SET[section]:
             if chosen[section][key] == defaults[section][key]:
                 del chosen[section][key]
+    if "unet" in chosen and config.unet.kind == "single":  # the others' settings say nothing of it
+        chosen["unet"] = {k: v for k, v in chosen["unet"].items() if k not in _SAID_IF_SET["unet"]}
     if stage == "pretrain":
         del chosen["patches"]["stride"], chosen["patches"]["blend"]
         chosen["train_workers"] = config.cluster.train_workers

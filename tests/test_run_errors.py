@@ -158,7 +158,7 @@ def test_folder_of_another_kind_of_network_is_refused(
 ) -> None:
     scene, folder, _ = begun
     arguments = [scene, "--config", str(TINY), "--out", str(folder.path), *MULTISTAGE]
-    refused(capsys, arguments, "pretrain was made with unet.kind = its default", "asks for multistage")
+    refused(capsys, arguments, "pretrain was made with unet.kind = single", "asks for multistage")
 
 
 def test_settings_of_the_other_kind_change_no_fingerprint() -> None:
