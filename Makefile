@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test faults lint bench scale clean
+.PHONY: demo test long faults lint bench scale clean
 
 demo: $(VENV)/ready
 	$(BIN)/python pipeline/run.py --demo
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+long: $(VENV)/ready
+	$(BIN)/python -m pytest -m long
 
 faults: $(VENV)/ready
 	$(BIN)/python -m pytest -m faults

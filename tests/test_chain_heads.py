@@ -64,6 +64,7 @@ def test_hyperfeatures_that_keep_one_timestep(tiny_scene: Path, ray_cluster: Non
         assert np.array_equal(values, _map(out)[name], equal_nan=True), name
 
 
+@pytest.mark.long
 def test_patches_beside_diffusion_features(tiny_scene: Path, ray_cluster: None, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = _run(tiny_scene, out, "classifier.kind=diffusion_ssftt", *PATCH)
@@ -71,6 +72,7 @@ def test_patches_beside_diffusion_features(tiny_scene: Path, ray_cluster: None, 
     assert "mixing" not in read_json(out / "metrics.json")
 
 
+@pytest.mark.long
 def test_patches_alone_need_no_unet(tiny_scene: Path, ray_cluster: None, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = _run(tiny_scene, out, "classifier.kind=ssftt", *PATCH)

@@ -44,6 +44,7 @@ def _command(scene: str, *more: str) -> list[str]:
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_run_is_killed_resumed_and_like_a_local_one(
     s3: s3fs.S3FileSystem, scene: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
