@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -46,16 +46,25 @@ PROTOCOLS = {
 _ROOT = Path(__file__).resolve().parent.parent
 
 
+def comparing(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a comparison: the scene, its configuration, folder and splits."""
+    for option in reversed((
+        click.option("--scene", "url", required=True, metavar="SCENE", help="Zarr group with labels."),
+        click.option("--config", "config_file", metavar="FILE", help="YAML configuration; see configs/."),
+        click.option("--out", required=True, metavar="DIR", help="Folder of the runs and the tables."),
+        click.option("--seeds", "seed_list", default="0,1,2", show_default=True, help="Seeds of the split."),
+        click.option("--protocols", "protocol_list", default="random,blocks", show_default=True),
+        click.option(
+            "--set", "overrides", metavar="[PROTOCOL:]KEY=VALUE", multiple=True,
+            help="Override for all runs, or for one protocol: blocks:split.train_per_class=30.",
+        ),
+    )):  # fmt: skip
+        function = option(function)
+    return function
+
+
 @click.command()
-@click.option("--scene", "url", required=True, metavar="SCENE", help="Zarr group with labels.")
-@click.option("--config", "config_file", metavar="FILE", help="YAML configuration; see configs/.")
-@click.option("--out", required=True, metavar="DIR", help="Folder of the runs and the tables.")
-@click.option("--seeds", "seed_list", default="0,1,2", show_default=True, help="Seeds of the split.")
-@click.option("--protocols", "protocol_list", default="random,blocks", show_default=True)
-@click.option(
-    "--set", "overrides", metavar="[PROTOCOL:]KEY=VALUE", multiple=True,
-    help="Override for all runs, or for one protocol: blocks:split.train_per_class=30.",
-)  # fmt: skip
+@comparing
 def main(
     url: str,
     config_file: str | None,

@@ -6,6 +6,7 @@ U-Net share them (DIR/base, DIR/base_multistage), and each run (DIR/<protocol>_s
 copy. The same command resumes. Leaves DIR/parts.json and DIR/parts.md.
 """
 
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,13 +15,14 @@ from typing import Any
 
 import click
 import numpy as np
-from safetensors import safe_open
+from torch import nn
 
-from benchmarks.accuracy import overrides_of, pipeline_until, protocol_names, seed_numbers
+from benchmarks.accuracy import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
 from benchmarks.record import about
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import UserError, run_command
+from pipeline.trained import load_members, load_unet
 
 PARTS = {
     "selective fusion (default)": [],
@@ -42,16 +44,8 @@ _PERCENT = ("oa", "aa", "kappa", "map_oa")
 
 
 @click.command()
-@click.option("--scene", "url", required=True, metavar="SCENE", help="Zarr group with labels.")
-@click.option("--config", "config_file", metavar="FILE", help="YAML configuration; see configs/.")
-@click.option("--out", required=True, metavar="DIR", help="Folder of the runs and the table.")
-@click.option("--seeds", "seed_list", default="0,1,2", show_default=True, help="Seeds of the split.")
-@click.option("--protocols", "protocol_list", default="random,blocks", show_default=True)
+@comparing
 @click.option("--parts", "part_list", help="Some of the parts, by name; all when absent.")
-@click.option(
-    "--set", "overrides", metavar="[PROTOCOL:]KEY=VALUE", multiple=True,
-    help="Override for all runs, or for one protocol: blocks:split.train_per_class=30.",
-)  # fmt: skip
 def main(
     url: str,
     config_file: str | None,
@@ -94,7 +88,7 @@ def _parts(text: str | None) -> list[str]:
 
 
 def _file_name(part: str) -> str:
-    return "_".join("".join(c if c.isalnum() else " " for c in part.lower()).split())
+    return re.sub(r"\W+", "_", part.lower()).strip("_")
 
 
 def _base(command: list[str], folder: Path, part: str, overrides: Sequence[str]) -> RunFolder:
@@ -119,15 +113,15 @@ def scores(run: RunFolder) -> dict[str, float]:
     """What a finished run says of its part; seconds of one that was resumed are those of its last attempt."""
     metrics, records = read_json(run.metrics), run.records()
     found = {key: float(metrics[key]) for key in _PERCENT}
-    found["parameters"] = sum(_values(path) for path in sorted(run.classifier.glob("member_*.safetensors")))
-    found["unet_parameters"] = _values(run.unet) if run.unet.exists() else 0
+    config = Config.model_validate(read_json(run.run)["config"])
+    found["parameters"] = sum(_learned(member) for member in load_members(config, run, gpu=False))
+    found["unet_parameters"] = _learned(load_unet(run.unet)) if config.reads_features else 0
     found["train_s"] = sum(records[stage]["wall_s"] for stage in ("extract", "classify"))
     return found | {"map_s": records["map"]["wall_s"]}
 
 
-def _values(path: Path) -> int:
-    with safe_open(path, framework="pt") as file:
-        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+def _learned(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def markdown(report: dict[str, Any]) -> str:

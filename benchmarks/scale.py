@@ -30,7 +30,7 @@ import ray
 import zarr
 from ray.data import DataContext
 
-from benchmarks.processes import descendants
+from benchmarks.processes import cpu_below
 from benchmarks.record import OUT, about, publish
 from benchmarks.sleeper import SIDE, SleepActor, TinyReader
 from pipeline import map as map_stage
@@ -192,7 +192,7 @@ class _Spent:
 
     def _now(self) -> tuple[int, float, float]:
         """Finished tiles; CPU seconds of this process, and of those below it, ended ones included."""
-        self._seen |= {process: seen.cpu_s for process, seen in descendants().items()}
+        self._seen |= cpu_below()
         return len(os.listdir(self._markers)), time.process_time(), sum(self._seen.values())
 
     def _watch(self) -> None:

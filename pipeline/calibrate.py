@@ -2,7 +2,8 @@
 
 A piece is a tile read and taken into the moments (``reduce``), a training step of one worker (``pretrain``),
 a window at one timestep (``extract``; ``map``: with the head), a step of one member (``classify``). Some
-seconds in all. Not in the times: Ray's start, the writing of results, and that busy neighbours share memory.
+seconds in all. Not in the times: Ray's start and its cost for each unit (most of ``reduce``, whose tiles
+are quickly done), the writing of results, and that busy neighbours share memory.
 """
 
 import time
@@ -89,7 +90,8 @@ def said(seconds: Mapping[str, float]) -> str:
         return "time: not estimated, nothing is left or no node was free for it"
     return (
         f"time: {spoken(sum(seconds.values()))} in all; an estimate from some seconds of untrained parts, "
-        "without Ray's start, what follows the last tile, and the report"
+        "without Ray's start and its cost for each unit (most of reduce), what follows the last tile, "
+        "and the report"
     )
 
 
@@ -156,8 +158,7 @@ def _tile(scene: Scene) -> Work:
     reader, middle = SceneReader(scene, grid), len(grid) // 2
 
     def work() -> None:
-        cube = reader(middle)["cube"]
-        cube = cube[np.isfinite(cube).any(axis=(1, 2))]
+        cube = np.nan_to_num(reader(middle)["cube"])  # a tile without data would cost nothing
         Moments(len(cube)).update(cube.reshape(len(cube), -1).T)
 
     return work, 1

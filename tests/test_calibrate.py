@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,6 +98,15 @@ def test_real_pieces_of_a_larger_network_take_longer(scene: Scene) -> None:
     for stage in ("pretrain", "extract"):
         assert large[stage] > 2 * small[stage]  # some 16 times the products
     assert torch.get_num_threads() == threads
+
+
+def test_a_tile_without_data_is_timed_like_others(tmp_path: Path) -> None:
+    cube = np.full((4, 192, 192), np.nan, np.float32)
+    cube[:, :20, :20] = 1.0  # the tile in the middle has none
+    write_scene(tmp_path / "s.zarr", cube, chunk=64)
+    opened = open_scene(str(tmp_path / "s.zarr"))
+    seconds = piece_seconds(load_config(TINY), opened, ["reduce"], gpu=False, train_threads=1)
+    assert seconds["reduce"] > 0
 
 
 def test_durations_for_people() -> None:

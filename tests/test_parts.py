@@ -1,5 +1,7 @@
 """The table of the parts: what a run says of its part, means over seeds, names that are refused."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,14 @@ from safetensors.torch import save_file
 from benchmarks import parts
 from benchmarks.timestep_stage import _of
 from benchmarks.windows import Bench
+from mtmsd.classifier import Sizes
 from mtmsd.features import FeatureConfig
-from mtmsd.unet import UNetConfig
+from mtmsd.heads import make_member
+from mtmsd.unet import UNet, UNetConfig
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.member_training import described
 
 
 @pytest.mark.parametrize("part", parts.PARTS)
@@ -26,12 +31,24 @@ def test_scores_of_a_run(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     write_json(run.metrics, {"oa": 0.5, "aa": 0.25, "kappa": 0.75, "map_oa": 1, "n_test": 4})
     write_json(run.stages, {"extract": {"wall_s": 3.0}, "classify": {"wall_s": 4.0}, "map": {"wall_s": 5.0}})
+    config = load_config(
+        None, ["unet.channels=32", "fusion.hidden=1", "classifier.hidden=[2]", "classifier.members=2"]
+    )
+    write_json(run.run, {"config": config.model_dump(mode="json")})
+    sizes = Sizes(timesteps=2, stages=(3,), classes=4, spectra=5)
     run.classifier.mkdir()
-    for member in (0, 1):
-        save_file({"a": torch.zeros(2, 3), "b": torch.zeros(4)}, run.member(member))
+    for number in (0, 1):
+        member = make_member(config.classifier, config.fusion, sizes)
+        save_file(member.state_dict(), run.member(number), described(config, sizes, []))
+    unet = UNet(config.unet, 6)
+    run.unet.parent.mkdir()
+    about = {"unet": json.dumps(dataclasses.asdict(config.unet)), "components": "6"}
+    save_file(unet.state_dict(), run.unet, about)
     found = parts.scores(run)
-    assert found["parameters"] == 20
-    assert found["unet_parameters"] == 0
+    # Fusion: 3 -> 1 (4), norm (2), 1 -> 1 (2), for each timestep 1 -> 1 (2) and 4 -> 3 (15); then
+    # 8 -> 2 (18), norm (4), 2 -> 4 (12). Means, scales and running statistics are not learned.
+    assert found["parameters"] == 2 * (4 + 2 + 2 + 2 * (2 + 15) + 18 + 4 + 12)
+    assert found["unet_parameters"] == sum(p.numel() for p in unet.parameters())
     assert found["train_s"] == 7
     assert (found["oa"], found["map_oa"], found["map_s"]) == (0.5, 1, 5)
 
