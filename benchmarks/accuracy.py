@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,17 +24,17 @@ from numpy.typing import NDArray
 
 from benchmarks import peers, ssftt
 from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise
+from benchmarks.labelled import SHARED, Labelled
 from benchmarks.learn import Kinds, Learner
 from benchmarks.record import about
-from mtmsd.split import TEST, TRAIN, UNUSED, make_split, overlap
+from mtmsd.split import TEST, TRAIN, UNUSED, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.config import Config, fingerprints, load_config
+from pipeline.config import Config, load_config
+from pipeline.defaults import settle
 from pipeline.errors import UserError, run_command
-from pipeline.labels import by_block
+from pipeline.fingerprints import fingerprints
 from pipeline.scene import Scene, open_scene
 
-_SHARED = ("patches", "features")
-"""Sections that all splits of one command share."""
 PROTOCOLS = {
     "random": ["split.protocol=random"],
     **{f"few{n}": ["split.protocol=random", f"split.train_per_class={n}"] for n in (5, 10, 30)},
@@ -99,7 +98,7 @@ def main(
         runs = []
         for seed in seeds:
             chosen = [*overrides_of(overrides, protocol), f"split.seed={seed}"]
-            config = load_config(config_file, chosen)
+            config = settle(scene, base, config_file, chosen).config
             print(f"{protocol}, seed {seed}:", file=sys.stderr, flush=True)
             cache = folder / f"{protocol}_seed{seed}.json"
             runs.append({"seed": seed} | measure(config, base, labelled, images, cache))
@@ -145,7 +144,7 @@ def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
                 f"--set {override}: expected a protocol ({', '.join(PROTOCOLS)}) before the colon"
             )
         key = (rest if colon else prefix).strip()
-        if colon and key.split(".")[0] in (*_SHARED, "reduce", "unet", "diffusion", "pretrain"):
+        if colon and key.split(".")[0] in (*SHARED, "reduce", "unet", "diffusion", "pretrain"):
             raise UserError(f"--set {override}: {key} is shared by all protocols; leave {prefix}: out")
         if key in ("split.protocol", "split.seed"):
             raise UserError(f"--set {override}: {key} is decided by --protocols and --seeds")
@@ -183,42 +182,6 @@ def _images(scene: Scene, base: RunFolder) -> Images:
     return cube_BHW, profiles_DHW, time.monotonic() - begun
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """All labelled pixels of the scene and their features, in one order."""
-
-    y: NDArray[np.int64]
-    x: NDArray[np.int64]
-    label: NDArray[np.int64]
-    features: Kinds
-    seconds: float
-
-    @staticmethod
-    def read(base: RunFolder, scene: Scene) -> "Labelled":
-        """From the base's U-Net, kept beside it for this network, these labels and settings."""
-        learner, begun = Learner(base.path), time.monotonic()
-        settings = [learner.config.model_dump(mode="json")[name] for name in _SHARED]
-        digest = hashlib.sha256(json.dumps([settings, scene.label_fingerprint()]).encode())
-        digest.update(base.unet.read_bytes())
-        path = base.path / f"labelled_{digest.hexdigest()[:16]}.npz"
-        y, x, label = scene.labelled_pixels()
-        if not path.exists():
-            order = by_block(y, x, learner.config.patches)
-            order = order[learner.reduced.has_data(y[order], x[order])]
-            y, x, label = y[order], x[order], label[order]
-            kinds = learner.features(learner.config.patches, y, x)
-            centre, pooled, spectra = (kind.numpy() for kind in kinds)
-            np.savez(
-                base.path / "labelled.partial.npz", y=y, x=x, label=label, centre=centre, pooled=pooled,
-                spectra=spectra, seconds=np.array(time.monotonic() - begun),
-            )  # fmt: skip
-            os.replace(base.path / "labelled.partial.npz", path)
-        with np.load(path) as stored:
-            features = tuple(torch.from_numpy(stored[name]) for name in ("centre", "pooled", "spectra"))
-            seconds = float(stored["seconds"])
-            return Labelled(stored["y"], stored["x"], stored["label"], cast(Kinds, features), seconds)
-
-
 def measure(
     config: Config, base: RunFolder, labelled: Labelled, images: Images, cache: Path
 ) -> dict[str, Any]:
@@ -229,7 +192,7 @@ def measure(
         if stored["key"] == key:
             return {name: value for name, value in stored.items() if name != "key"}
     seed = config.seed if config.split.seed is None else config.split.seed
-    split = make_split(labelled.y, labelled.x, labelled.label, config.split, seed)
+    split = labelled.split(config.split, seed)
     used = np.flatnonzero(split != UNUSED)
     pixels = peers.Pixels(*(values[used] for values in (labelled.y, labelled.x, labelled.label, split)))
     features = tuple(kind[torch.from_numpy(used)] for kind in labelled.features)

@@ -49,7 +49,8 @@ def classify(
         labels: (y, x) integers, 0 = unlabelled, in place of the scene's own; CF ``flag_values``,
             ``flag_meanings``, ``flag_colors`` in its attributes name the classes. With a scene on disk
             the scene is copied into the folder.
-        config: A YAML file, or settings by section as in ``{"pretrain": {"steps": 500}}``.
+        config: A YAML file, or settings by section as in ``{"pretrain": {"steps": 500}}``; what they
+            leave out follows the scene. A ``Config`` leaves nothing out.
         folder: The run folder, which is kept; the same call again goes on where it stopped, or opens the
             map. By default a temporary one, which is gone once the map lies in memory.
         model: The run folder of an earlier run: map with its trained parts, without any training.
@@ -135,12 +136,8 @@ def _settings(config: Mapping[str, Any] | Config | str | Path | None) -> list[st
         return []
     if isinstance(config, str | Path):
         return ["--config", str(Path(config).resolve())]
-    if isinstance(config, Config):
-        defaults = dict(_flat(Config().model_dump(mode="json")))
-        flat = [(k, v) for k, v in _flat(config.model_dump(mode="json")) if defaults[k] != v]
-    else:
-        flat = list(_flat(config))
-    return [part for key, value in flat for part in ("--set", f"{key}={_yaml(value)}")]
+    given = config.model_dump(mode="json") if isinstance(config, Config) else config
+    return [part for key, value in _flat(given) for part in ("--set", f"{key}={_yaml(value)}")]
 
 
 def _parsed(settings: Sequence[str]) -> tuple[str | None, list[str]]:

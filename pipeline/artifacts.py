@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import STAGE_SECTIONS
 from pipeline.errors import UserError
+from pipeline.fingerprints import STAGE_SECTIONS
 
 STAGES = tuple(STAGE_SECTIONS)
 

@@ -25,6 +25,7 @@ from pipeline.errors import UserError
 from pipeline.units import IO_CPUS
 
 _THREAD_CPUS = 0.75
+_IDLE_MS = 600_000
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -86,6 +87,9 @@ def _init(**how: Any) -> Any:
 def _own_environment() -> None:
     """What the processes of a Ray of our own inherit (a runtime_env would start each one anew).
 
+    Processes that wait are kept: Ray ends those beyond the CPUs after a second, and the next stage would spend
+    seconds of each core on starting as many again.
+
     Its address is fixed beforehand: Ray Train looks it up, and with a second Ray on the machine it
     would find the wrong one and end the training.
     """
@@ -94,6 +98,7 @@ def _own_environment() -> None:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_IDLE_MS))
     os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
 
 

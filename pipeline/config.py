@@ -5,11 +5,9 @@ configuration library. Files are YAML; ``--set section.key=value`` overrides; un
 """
 
 import difflib
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -167,10 +165,19 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: Co
         UserError: The file is missing or no mapping, a key is unknown, a value has the wrong type,
             or sections do not fit together.
     """
-    values: Any = base.model_dump(mode="json") if base else {}
-    where = "configuration"
+    return make_config(
+        merged(base.model_dump(mode="json") if base else {}, read_values(path, overrides)), path
+    )
+
+
+def read_values(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML file and ``section.key=value`` overrides set, unchecked.
+
+    Raises:
+        UserError: The file is missing or no mapping, or an override is none.
+    """
+    values: Any = {}
     if path is not None:
-        where = str(path)
         try:
             values = yaml.safe_load(Path(path).read_text()) or {}
         except OSError as error:
@@ -181,9 +188,29 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: Co
             raise UserError(f"--config {path}: expected sections, found {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
+    return cast(dict[str, Any], values)
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of both; a key that both have is that of ``over``."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        result[key] = {**cast(dict[str, Any], below), **value} if both else value
+    return result
+
+
+def make_config(values: Mapping[str, Any], path: str | Path | None = None) -> Config:
+    """A checked configuration from its sections; ``path`` says where they were read, for messages.
+
+    Raises:
+        UserError: A key is unknown, a value has the wrong type, or sections do not fit together.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
+        where = "configuration" if path is None else str(path)
         raise UserError(f"{where}: {_explain(error)}") from None
 
 
@@ -222,64 +249,3 @@ def _known_keys(sections: Sequence[str]) -> list[str]:
     for section in sections:
         model = Config.model_fields[section].annotation
     return sorted(getattr(model, "model_fields", None) or model.__dataclass_fields__)
-
-
-STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
-    "reduce": ("reduce",),
-    "pretrain": ("seed", "patches", "unet", "diffusion", "pretrain"),
-    "extract": ("seed", "patches", "features", "split", "purify"),
-    "classify": ("seed", "fusion", "classifier"),
-    "map": ("patches", "map", "supertokens"),
-    "report": ("polygons",),
-}
-"""The stages in order, and the sections that each one's result depends on (besides earlier stages)."""
-
-_SAID_IF_SET = {
-    "unet": ("kind", "cuts", "decoders", "cut_similarity", "cut_tolerance", "cut_window"),
-    "fusion": ("kind", "width", "keep_timesteps"),
-    "classifier": ("kind", "patch"),
-    "map": ("regions",),
-}
-"""Settings that enter a fingerprint only where they differ from their default."""
-
-_WITHOUT_EFFECT = {("pretrain", "checkpoint_every"), ("map", "pixels")}
-
-
-def stage_settings(config: Config, stage: str) -> dict[str, Any]:
-    """The settings that the stage's own result depends on."""
-    values = config.model_dump(mode="json")
-    chosen = {section: values[section] for section in STAGE_SECTIONS[stage]}
-    for section, key in _WITHOUT_EFFECT & {(s, k) for s in chosen if s != "seed" for k in chosen[s]}:
-        del chosen[section][key]
-    defaults = Config().model_dump(mode="json")
-    for section in _SAID_IF_SET.keys() & chosen.keys():
-        for key in _SAID_IF_SET[section]:
-            if chosen[section][key] == defaults[section][key]:
-                del chosen[section][key]
-    if "unet" in chosen and config.unet.kind == "single":  # the others' settings say nothing of it
-        chosen["unet"] = {k: v for k, v in chosen["unet"].items() if k not in _SAID_IF_SET["unet"]}
-    if stage == "pretrain":
-        del chosen["patches"]["stride"], chosen["patches"]["blend"]
-        chosen["train_workers"] = config.cluster.train_workers
-    if config.map.regions is None:
-        chosen.pop("supertokens", None)
-    if stage == "pretrain" and not config.reads_features:
-        chosen["classifier"] = {"kind": values["classifier"]["kind"]}
-    if stage == "extract" and config.patch:
-        chosen["classifier"] = {key: values["classifier"][key] for key in ("kind", "patch")}
-    return chosen
-
-
-def fingerprints(config: Config, inputs: dict[str, str]) -> dict[str, str]:
-    """Per stage, a hash of its settings, its inputs and all earlier stages.
-
-    Args:
-        config: The run's configuration.
-        inputs: Fingerprints that enter a stage from outside: ``reduce`` (the scene) and
-            ``extract`` (its labels).
-    """
-    result, chain = {}, ""
-    for stage in STAGE_SECTIONS:
-        text = json.dumps([chain, stage_settings(config, stage), inputs.get(stage)], sort_keys=True)
-        result[stage] = chain = hashlib.sha256(text.encode()).hexdigest()
-    return result

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import STAGES, RunFolder, read_json
-from pipeline.config import Config, fingerprints, stage_settings
+from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.fingerprints import fingerprints, stage_settings
 from pipeline.model import MODEL_STAGES, check_model, model_fingerprint
 from pipeline.scene import Scene
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.data
 import zarr
 from zarr.codecs import ZstdCodec
@@ -20,7 +21,6 @@ from pipeline.progress import metered, peak_rss
 from pipeline.readers import SceneReader, reduced_grid
 from pipeline.scene import Scene, write_georeference
 from pipeline.units import (
-    IO_CPUS,
     ChunkSink,
     Region,
     Row,
@@ -30,6 +30,12 @@ from pipeline.units import (
     read_units,
     write_units,
 )
+
+_BLOCK_BYTES = 96 << 20
+"""Spectra that one block of tiles holds at most."""
+_MOST_TILES = 32
+_CPUS = 1
+_TASKS_PER_CPU = 4
 
 
 def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
@@ -51,16 +57,24 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         meter.skip.remote(len(grid) - len(todo))
         if todo:
             dataset = _tiles("reduce: scene", scene, grid, todo).map_batches(
-                partial(_project, spectral=spectral), batch_size=1, num_cpus=IO_CPUS
+                partial(_project, spectral=spectral), batch_size=1, num_cpus=_CPUS
             )
             sink = ChunkSink("reduced.zarr", folder.reduced, _Regions(grid), folder.markers("reduce"), meter)
-            write_units(dataset, sink)
+            write_units(dataset, sink, num_cpus=_CPUS)
         return record()
 
 
 def _tiles(name: str, scene: Scene, grid: TileGrid, units: list[int]) -> ray.data.Dataset:
+    """Tiles of the scene; one takes milliseconds, so several share Ray's work for a task and a block.
+
+    Only the grouping depends on the cluster; tiles are summed and written one by one, whoever read them. A task
+    takes a whole CPU: it computes, and every process more spends seconds on its imports first.
+    """
     source = UnitSource(name, units, SceneReader(scene, grid), scene.bands * grid.side**2 * 4)
-    return read_units(source)
+    most = min(_MOST_TILES, max(1, _BLOCK_BYTES // source.row_bytes))
+    busy = int(_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1))
+    tasks = max(-(-len(units) // most), min(len(units), busy))
+    return read_units(source, tasks, together=most, num_cpus=_CPUS)
 
 
 def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dict[str, Any]:
@@ -72,7 +86,7 @@ def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dic
     total = np.zeros(scene.bands, np.int64)
     by_bands: dict[bytes, Moments] = {}
     parts = _tiles("reduce: statistics", scene, grid, list(range(len(grid)))).map_batches(
-        _tile_moments, batch_size=1, num_cpus=IO_CPUS
+        _tile_moments, batch_size=1, num_cpus=_CPUS
     )
     for row in in_order(parts.iter_rows()):
         total += row["valid"]

@@ -19,6 +19,7 @@ import yaml
 
 from pipeline.artifacts import STAGES, RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
+from pipeline.defaults import settle
 from pipeline.errors import UserError, run_command
 from pipeline.interrupt import arm, interruptible
 from pipeline.labels import labelled_split
@@ -64,22 +65,28 @@ def main(
             raise UserError(f"--out {folder.path}: is the model itself; choose another --out")
         config = model_config(location(model), config_file, overrides)
     else:
-        config = load_config(config_file or (_ROOT / "configs/demo.yaml" if demo else None), overrides)
+        config_file = config_file or (str(_ROOT / "configs/demo.yaml") if demo else None)
+        load_config(config_file, overrides)  # a mistake in it is told before anything is opened or made
     opened = None if demo else open_scene(str(scene))
     with interruptible(), nullcontext() if dry_run else locked(folder.path):
+        opened = opened or open_scene(_demo_scene(folder))
+        if model is None:
+            settled = settle(opened, folder, config_file, overrides)
+            config = settled.config
+            if settled.chosen:
+                print(settled.note(opened), file=sys.stderr)
         _plan_and_run(config, folder, opened, (first, last, model), dry_run)
 
 
 def _plan_and_run(
     config: Config,
     folder: RunFolder,
-    scene: Scene | None,
+    opened: Scene,
     asked: tuple[str | None, str | None, str | None],
     dry_run: bool,
 ) -> None:
-    """What ``asked`` (--from, --until, --model) leaves to do; without a scene, that of the demo."""
+    """What ``asked`` (--from, --until, --model) leaves to do."""
     first, last, model = asked
-    opened = scene or open_scene(_demo_scene(folder))
     if config.reduce.components > opened.bands:
         raise UserError(
             f"reduce.components must be at most the {opened.bands} bands of {opened.url}, "

@@ -100,8 +100,10 @@ def _patiently(reader: Reader, unit: int) -> Row:
     return reader(unit)
 
 
-def read_units(source: UnitSource, tasks: int = 1000, together: int = _TOGETHER) -> ray.data.Dataset:
-    """The dataset of a source's units, read by at most ``tasks`` tasks of a fraction of a CPU each.
+def read_units(
+    source: UnitSource, tasks: int = 1000, together: int = _TOGETHER, num_cpus: float = IO_CPUS
+) -> ray.data.Dataset:
+    """The dataset of a source's units, read by at most ``tasks`` tasks of ``num_cpus`` each.
 
     Each task reads a run of units and passes them on in blocks of at most ``together``; without that limit,
     Ray would fill its blocks of 128 MiB, and none of their units would be finished before all of them.
@@ -115,7 +117,7 @@ def read_units(source: UnitSource, tasks: int = 1000, together: int = _TOGETHER)
     try:  # the dataset keeps a copy
         dataset: ray.data.Dataset = ray.data.read_datasource(
             source,
-            num_cpus=IO_CPUS,
+            num_cpus=num_cpus,
             override_num_blocks=tasks,
         )
     finally:
@@ -167,9 +169,9 @@ class ChunkSink(Datasink[None]):
                 self._meter.add.remote(*done)
 
 
-def write_units(dataset: ray.data.Dataset, sink: ChunkSink) -> None:
-    """Run a dataset into its sink; each write task takes a fraction of a CPU."""
-    dataset.write_datasink(sink, ray_remote_args={"num_cpus": IO_CPUS})
+def write_units(dataset: ray.data.Dataset, sink: ChunkSink, num_cpus: float = IO_CPUS) -> None:
+    """Run a dataset into its sink; each write task takes ``num_cpus``."""
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": num_cpus})
 
 
 def _extent(part: slice) -> slice:

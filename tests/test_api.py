@@ -100,7 +100,8 @@ def test_settings_of_every_kind_reach_the_command() -> None:
     assert (loaded.split.protocol, loaded.split.train_per_class) == ("blocks", None)
     again = api._settings(loaded)
     assert load_config(None, again[1::2]) == loaded
-    assert api._settings(Config()) == []
+    flat = dict(option.split("=", 1) for option in api._settings(Config())[1::2])
+    assert flat["unet.channels"] == "64", "a whole configuration leaves nothing to the scene's rules"
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_written(told: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from mtmsd.ensemble import Ensemble, PlainEnsemble, assemble, combine
 from mtmsd.fusion import Fusion, FusionConfig
 from mtmsd.heads import CLASSIFIERS, FUSIONS, make_member
 from mtmsd.members import Pixels, train_member
-from pipeline.config import load_config, stage_settings
+from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.fingerprints import stage_settings
 
 torch.set_num_threads(1)
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from mtmsd.supertokens import SupertokenConfig, Supertokens, pixel_probabilities
 from pipeline.artifacts import RunFolder, write_json
-from pipeline.config import Config, fingerprints, load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.fingerprints import fingerprints
 from pipeline.readers import Reduced
 from pipeline.regions import ARRAYS, PIXEL, RegionActor, RegionReader
 from pipeline.units import TileGrid, TileRegions

@@ -10,8 +10,9 @@ import pytest
 import zarr
 
 from pipeline.artifacts import RunFolder, write_json
-from pipeline.config import Config, fingerprints, load_config
+from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.fingerprints import fingerprints
 from pipeline.plan import make_plan
 from pipeline.run import cli
 from pipeline.scene import open_scene, write_scene
