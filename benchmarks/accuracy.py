@@ -9,10 +9,10 @@ command resumes.
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from benchmarks import peers, ssftt
 from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise
-from benchmarks.labelled import SHARED, Labelled
+from benchmarks.comparison import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
+from benchmarks.labelled import Labelled
 from benchmarks.learn import Kinds, Learner
+from benchmarks.published import PUBLISHED, as_published
 from benchmarks.record import about
 from mtmsd.split import TEST, TRAIN, UNUSED, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
@@ -35,45 +37,31 @@ from pipeline.errors import UserError, run_command
 from pipeline.fingerprints import fingerprints
 from pipeline.scene import Scene, open_scene
 
-PROTOCOLS = {
-    "random": ["split.protocol=random"],
-    **{f"few{n}": ["split.protocol=random", f"split.train_per_class={n}"] for n in (5, 10, 30)},
-    "blocks": ["split.protocol=blocks"],
-    **{f"guard{px}": ["split.protocol=blocks", f"split.guard_px={px}"] for px in (12, 24)},
-}
-"""Name -> settings: shares of each class as configured; few labels; blocks, with a guard distance."""
-_ROOT = Path(__file__).resolve().parent.parent
-
-
-def comparing(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a comparison: the scene, its configuration, folder and splits."""
-    for option in reversed((
-        click.option("--scene", "url", required=True, metavar="SCENE", help="Zarr group with labels."),
-        click.option("--config", "config_file", metavar="FILE", help="YAML configuration; see configs/."),
-        click.option("--out", required=True, metavar="DIR", help="Folder of the runs and the tables."),
-        click.option("--seeds", "seed_list", default="0,1,2", show_default=True, help="Seeds of the split."),
-        click.option("--protocols", "protocol_list", default="random,blocks", show_default=True),
-        click.option(
-            "--set", "overrides", metavar="[PROTOCOL:]KEY=VALUE", multiple=True,
-            help="Override for all runs, or for one protocol: blocks:split.train_per_class=30.",
-        ),
-    )):  # fmt: skip
-        function = option(function)
-    return function
+METHODS = {
+    "published": PUBLISHED, "svm": peers.SPECTRA, "emp": peers.PROFILES, "features": peers.FEATURES,
+    "forest": peers.FOREST, "ssftt": peers.TRANSFORMER,
+}  # fmt: skip
+"""Name on the command line -> in the table."""
 
 
 @click.command()
 @comparing
+@click.option("--methods", "method_list", help=f"Some of {', '.join(METHODS)}, beside ours; all when absent.")
 def main(
     url: str,
     config_file: str | None,
     out: str,
     seed_list: str,
     protocol_list: str,
+    method_list: str | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Compare the pipeline with its peers on the same training and test pixels."""
-    seeds, protocols = seed_numbers(seed_list), protocol_names(protocol_list)
+    seeds, protocols, methods = (
+        seed_numbers(seed_list),
+        protocol_names(protocol_list),
+        methods_of(method_list),
+    )
     for protocol in protocols:
         load_config(config_file, overrides_of(overrides, protocol))
     scene = open_scene(url)
@@ -93,6 +81,9 @@ def main(
     }
     images = _images(scene, base)
     labelled = Labelled.read(base, scene)
+    published = None
+    if PUBLISHED in methods:
+        published = Labelled.read(base, scene, as_published(Learner(base.path).config))
     report["shared"]["seconds"] += labelled.seconds
     for protocol in protocols:
         runs = []
@@ -101,7 +92,8 @@ def main(
             config = settle(scene, base, config_file, chosen).config
             print(f"{protocol}, seed {seed}:", file=sys.stderr, flush=True)
             cache = folder / f"{protocol}_seed{seed}.json"
-            runs.append({"seed": seed} | measure(config, base, labelled, images, cache))
+            found = measure(config, base, labelled, images, cache, published, methods)
+            runs.append({"seed": seed} | found)
         report["protocols"][protocol] = {
             "summary": summarise(runs),
             "shared_tests": shared_tests(runs),
@@ -114,57 +106,12 @@ def main(
     print(page)
 
 
-def seed_numbers(text: str) -> list[int]:
-    """Seeds from a list such as 0,1,2."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise UserError(f"--seeds {text}: expected distinct integers from 0 such as 0,1,2")
-    return [int(part) for part in parts]
-
-
-def protocol_names(text: str) -> list[str]:
-    """Names of ``PROTOCOLS`` from a list with commas."""
-    parts = [part.strip() for part in text.split(",")]
-    if not set(parts) <= set(PROTOCOLS) or len(set(parts)) < len(parts):
-        raise UserError(f"--protocols {text}: expected some of {', '.join(PROTOCOLS)}, each once")
-    return parts
-
-
-def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
-    """``--set`` values that apply to a protocol's runs; None stands for the shared base.
-
-    Raises:
-        UserError: A prefix names no protocol, or the key is one that this command decides.
-    """
-    chosen = [] if protocol is None else list(PROTOCOLS[protocol])
-    for override in overrides:
-        prefix, colon, rest = override.partition("=")[0].partition(":")
-        if colon and prefix not in PROTOCOLS:
-            raise UserError(
-                f"--set {override}: expected a protocol ({', '.join(PROTOCOLS)}) before the colon"
-            )
-        key = (rest if colon else prefix).strip()
-        if colon and key.split(".")[0] in (*SHARED, "reduce", "unet", "diffusion", "pretrain"):
-            raise UserError(f"--set {override}: {key} is shared by all protocols; leave {prefix}: out")
-        if key in ("split.protocol", "split.seed"):
-            raise UserError(f"--set {override}: {key} is decided by --protocols and --seeds")
-        if not colon or prefix == protocol:
-            chosen.append(override[len(prefix) + 1 :] if colon else override)
-    return chosen
-
-
-def pipeline_until(command: list[str], run: RunFolder, overrides: list[str], until: str) -> None:
-    """Run the pipeline as a user does; a finished run is only checked against the settings.
-
-    Ends the program with the pipeline's exit code when it fails: its own message stands last.
-    """
-    print(f"{run.path.name}:", file=sys.stderr, flush=True)
-    settings = [part for override in overrides for part in ("--set", override)]
-    script = [sys.executable, str(_ROOT / "pipeline" / "run.py")]
-    options = ["--out", str(run.path), "--until", until]
-    finished = subprocess.run([*script, *command, *options, *settings], stdout=sys.stderr, check=False)
-    if finished.returncode:
-        sys.exit(finished.returncode if finished.returncode > 0 else 1)
+def methods_of(text: str | None) -> list[str]:
+    """Names in the table of the peers in a list with commas, ours first; of all of them without a list."""
+    parts = [part.strip() for part in text.split(",")] if text else list(METHODS)
+    if not set(parts) <= set(METHODS):
+        raise UserError(f"--methods {text}: expected some of {', '.join(METHODS)}")
+    return [OURS, *(METHODS[part] for part in METHODS if part in parts)]
 
 
 Images = tuple[NDArray[np.float32], NDArray[np.float32], float]
@@ -182,42 +129,105 @@ def _images(scene: Scene, base: RunFolder) -> Images:
     return cube_BHW, profiles_DHW, time.monotonic() - begun
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One split: its pixels, which class position each has, and our features of them."""
+
+    pixels: peers.Pixels
+    codes: NDArray[np.int64]
+    position: NDArray[np.int64]
+    features: Kinds
+    published: Kinds | None
+
+    @staticmethod
+    def of(config: Config, labelled: Labelled, published: Labelled | None) -> "Draw":
+        """The split of the configuration; ``published`` holds the same pixels' features as published."""
+        split = labelled.split(config.split, config.seed if config.split.seed is None else config.split.seed)
+        used = np.flatnonzero(split != UNUSED)
+        pixels = peers.Pixels(*(values[used] for values in (labelled.y, labelled.x, labelled.label, split)))
+        kinds = [cast(Kinds, tuple(kind[torch.from_numpy(used)] for kind in one.features))
+                 for one in (labelled, published) if one]  # fmt: skip
+        codes, position = np.unique(pixels.label, return_inverse=True)
+        return Draw(pixels, codes, position, kinds[0], kinds[1] if published else None)
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        """What a reader must know of the split."""
+        pixels, side = self.pixels, config.patches.side
+        test = pixels.split == TEST
+        where = np.sort(pixels.y[test] * (1 << 32) + pixels.x[test])
+        protocol = config.model_dump(mode="json")["split"]
+        if protocol["train_per_class"] is None:
+            del protocol["train_per_class"]
+        return {
+            "split": protocol, "codes": self.codes.tolist(),
+            "n_train": int((pixels.split == TRAIN).sum()), "n_test": int(test.sum()),
+            "overlap": overlap(pixels.y, pixels.x, pixels.split, side // 2, side - side // 2 - 1),
+            "test_pixels": hashlib.sha256(where.tobytes()).hexdigest(),
+        }  # fmt: skip
+
+
 def measure(
-    config: Config, base: RunFolder, labelled: Labelled, images: Images, cache: Path
+    config: Config,
+    base: RunFolder,
+    labelled: Labelled,
+    images: Images,
+    cache: Path,
+    published: Labelled | None = None,
+    methods: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Scores of all methods on one split; kept in ``cache``."""
-    key = _key(config, base)
-    if cache.exists():
-        stored = read_json(cache)
-        if stored["key"] == key:
-            return {name: value for name, value in stored.items() if name != "key"}
-    seed = config.seed if config.split.seed is None else config.split.seed
-    split = labelled.split(config.split, seed)
-    used = np.flatnonzero(split != UNUSED)
-    pixels = peers.Pixels(*(values[used] for values in (labelled.y, labelled.x, labelled.label, split)))
-    features = tuple(kind[torch.from_numpy(used)] for kind in labelled.features)
+    """Scores of the methods on one split; each is kept in ``cache`` as soon as it is known."""
+    key, draw = _key(config, base), Draw.of(config, labelled, published)
+    found: dict[str, Any] = read_json(cache) if cache.exists() else {}
+    if found.get("key") != key:
+        found = {"key": key} | draw.facts(config) | {"methods": {}}
+    scorers = _methods(config, base, draw, images)
+    wanted = [name for name in scorers if methods is None or name in methods]
+    for name in wanted:
+        if name not in found["methods"]:
+            print(f"  {name}", file=sys.stderr, flush=True)
+            found["methods"][name] = scorers[name]()
+            write_json(cache, found)
+    scores = {name: found["methods"][name] for name in wanted}
+    return {name: value for name, value in found.items() if name != "key"} | {"methods": scores}
+
+
+def _methods(
+    config: Config, base: RunFolder, draw: Draw, images: Images
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Name -> what scores it: ours first, the method as published, peers."""
+    learner, pixels = Learner(base.path, config), draw.pixels
+    cube_BHW, profiles_DHW, profile_s = images
+
+    def machine(variants: Callable[[], list[tuple[str, peers.FloatArray]]], seconds: float = 0) -> Any:
+        def score() -> dict[str, Any]:
+            result = peers.peer(variants(), pixels)
+            return result | {"seconds": result["seconds"] + seconds}
+
+        return score
+
+    def purified() -> NDArray[np.float32]:
+        selection = learner.purify(draw.features, draw.position, pixels.split == TRAIN)
+        return draw.features[0][..., list(selection.centre)].numpy()
+
+    found = {OURS: lambda: _score(learner, draw.features, draw)}
+    if draw.published is not None:
+        features = draw.published
+        found[PUBLISHED] = lambda: _score(Learner(base.path, as_published(config)), features, draw)
+    return found | {
+        peers.SPECTRA: machine(lambda: [("", peers.spectra(cube_BHW, pixels))]),
+        peers.PROFILES: machine(lambda: [("", profiles_DHW[:, pixels.y, pixels.x].T)], profile_s),
+        peers.FEATURES: machine(lambda: peers.feature_variants(purified())),
+        peers.FOREST: lambda: peers.forest(peers.spectra(cube_BHW, pixels), pixels),
+        peers.TRANSFORMER: lambda: peers.transformer(cube_BHW, pixels),
+    }
+
+
+def _score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
     begun = time.monotonic()
-    codes, position = np.unique(pixels.label, return_inverse=True)
-    learnt = Learner(base.path, config).learn(cast(Kinds, features), position, pixels.split)
-    ours = {key: learnt.confusion.finish()[key] for key in ("oa", "aa", "kappa", "per_class")}
-    seconds = time.monotonic() - begun
-    purified = features[0][..., list(learnt.selection.centre)].numpy()
-    before, after = config.patches.side // 2, config.patches.side - config.patches.side // 2 - 1
-    test = pixels.split == TEST
-    where = np.sort(pixels.y[test] * (1 << 32) + pixels.x[test])
-    protocol = config.model_dump(mode="json")["split"]
-    if protocol["train_per_class"] is None:
-        del protocol["train_per_class"]
-    found = {
-        "split": protocol, "codes": codes.tolist(),
-        "n_train": int((pixels.split == TRAIN).sum()), "n_test": int(test.sum()),
-        "overlap": overlap(pixels.y, pixels.x, pixels.split, before, after),
-        "ece": learnt.reliability.error(), "reliability": learnt.reliability.rows(),
-        "test_pixels": hashlib.sha256(where.tobytes()).hexdigest(),
-        "methods": {OURS: ours | {"seconds": seconds}} | _score_peers(purified, pixels, images),
-    }  # fmt: skip
-    write_json(cache, {"key": key} | found)
-    return found
+    learnt = learner.learn(features, draw.position, draw.pixels.split)
+    scores = {key: learnt.confusion.finish()[key] for key in ("oa", "aa", "kappa", "per_class")}
+    said = {"ece": learnt.reliability.error(), "reliability": learnt.reliability.rows()}
+    return scores | said | {"seconds": time.monotonic() - begun}
 
 
 def _key(config: Config, base: RunFolder) -> str:
@@ -226,28 +236,6 @@ def _key(config: Config, base: RunFolder) -> str:
     for path in (base.unet, Path(peers.__file__), Path(ssftt.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _score_peers(centre_NTD: NDArray[np.float32], pixels: peers.Pixels, images: Images) -> dict[str, Any]:
-    cube_BHW, profiles_DHW, seconds = images
-    methods: dict[str, list[tuple[str, peers.FloatArray]]] = {
-        peers.SPECTRA: [("", peers.spectra(cube_BHW, pixels))],
-        peers.PROFILES: [("", profiles_DHW[:, pixels.y, pixels.x].T)],
-        peers.FEATURES: peers.feature_variants(centre_NTD),
-    }
-    results: dict[str, Any] = {}
-    for name, variants in methods.items():
-        print(f"  {name}", file=sys.stderr, flush=True)
-        results[name] = peers.peer(variants, pixels)
-    results[peers.PROFILES]["seconds"] += seconds
-    for name, method in ((peers.FOREST, _forest), (peers.TRANSFORMER, peers.transformer)):
-        print(f"  {name}", file=sys.stderr, flush=True)
-        results[name] = method(cube_BHW, pixels)
-    return results
-
-
-def _forest(cube_BHW: NDArray[np.float32], pixels: peers.Pixels) -> dict[str, Any]:
-    return peers.forest(peers.spectra(cube_BHW, pixels), pixels)
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:

@@ -65,7 +65,7 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for protocol, part in report["protocols"].items():
         lines += ["", f"## {_split_line(protocol, part['runs'])}", "", *table(part["summary"])]
-        errors = _statistics([run["ece"] for run in part["runs"]])
+        errors = _statistics([run["methods"][OURS]["ece"] for run in part["runs"]])
         lines += [f"\nExpected calibration error of our confidence, x 100: {_cell(errors)}"]
         lines += [
             f"\nSeeds {', '.join(map(str, seeds))} test on the same pixels: they count as one draw."

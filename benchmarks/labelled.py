@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.learn import Kinds, Learner
 from mtmsd.split import SplitConfig, make_split
 from pipeline.artifacts import RunFolder
+from pipeline.config import Config
 from pipeline.labels import by_block
 from pipeline.scene import Scene
 
@@ -38,9 +39,9 @@ class Labelled:
         return split
 
     @staticmethod
-    def read(base: RunFolder, scene: Scene) -> "Labelled":
+    def read(base: RunFolder, scene: Scene, config: Config | None = None) -> "Labelled":
         """From the base's U-Net, kept beside it for this network, these labels and settings."""
-        learner, begun = Learner(base.path), time.monotonic()
+        learner, begun = Learner(base.path, config), time.monotonic()
         settings = [learner.config.model_dump(mode="json")[name] for name in SHARED]
         digest = hashlib.sha256(json.dumps([settings, scene.label_fingerprint()]).encode())
         digest.update(base.unet.read_bytes())

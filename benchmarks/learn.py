@@ -71,6 +71,15 @@ class Learner:
         centre, pooled, spectra = (torch.cat([part[i] for _, part in parts])[order] for i in range(3))
         return centre, pooled, spectra
 
+    def purify(self, features: Kinds, position: NDArray[np.int64], train: NDArray[np.bool_]) -> Selection:
+        """The channels of centre and pooled features that training pixels choose."""
+        means = []
+        for kind in features[:2]:
+            sums = ClassMeans(int(position.max()) + 1, *kind.shape[1:])
+            sums.update(kind[train].numpy(), position[train])
+            means.append(sums.finish())
+        return select(means, self.config.purify)
+
     def learn(self, features: Kinds, position: NDArray[np.int64], use: NDArray[np.int64]) -> Learnt:
         """Purify, train and calibrate the ensemble, score the test pixels.
 
@@ -80,12 +89,7 @@ class Learner:
             use: TRAIN, TEST or UNUSED.
         """
         train, classes = use == TRAIN, int(position.max()) + 1
-        means = []
-        for kind in features[:2]:
-            sums = ClassMeans(classes, *kind.shape[1:])
-            sums.update(kind[train].numpy(), position[train])
-            means.append(sums.finish())
-        selection = select(means, self.config.purify)
+        selection = self.purify(features, position, train)
         kept = features[0][..., list(selection.centre)], features[1][..., list(selection.pooled)], features[2]
         pixels = Pixels(*kept, torch.from_numpy(position)).at(torch.from_numpy(train))
         stages = stage_widths(self.config.unet, self.config.features.stages, self.config.patches.side)

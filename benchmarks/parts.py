@@ -17,7 +17,7 @@ import click
 import numpy as np
 from torch import nn
 
-from benchmarks.accuracy import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
+from benchmarks.comparison import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
 from benchmarks.record import about
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config

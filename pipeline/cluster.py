@@ -87,8 +87,8 @@ def _init(**how: Any) -> Any:
 def _own_environment() -> None:
     """What the processes of a Ray of our own inherit (a runtime_env would start each one anew).
 
-    Processes that wait are kept: Ray ends those beyond the CPUs after a second, and the next stage would spend
-    seconds of each core on starting as many again.
+    Processes that wait are kept: Ray ends those beyond the CPUs after a second, and the next stage would
+    spend seconds of each core on starting as many again.
 
     Its address is fixed beforehand: Ray Train looks it up, and with a second Ray on the machine it
     would find the wrong one and end the training.

@@ -54,7 +54,7 @@ def scene_rules(scene: Scene) -> Settings:
 def _train_fraction(scene: Scene) -> float:
     classes, counts = np.unique(scene.labelled_pixels()[2], return_counts=True)
     least, most = _TRAIN_FRACTION
-    return min(max(least, round(_TRAIN_PER_CLASS * len(classes) / max(1, counts.sum()), 2)), most)
+    return min(max(least, round(_TRAIN_PER_CLASS * len(classes) / max(1, int(counts.sum())), 2)), most)
 
 
 def machine_rules(folder: RunFolder, values: Mapping[str, Any]) -> Settings:

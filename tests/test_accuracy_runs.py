@@ -1,6 +1,7 @@
 """Accuracy on one split: all methods on the same pixels, kept for the next time."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from benchmarks import accuracy, peers, ssftt
 from benchmarks.accuracy_table import OURS
+from benchmarks.published import PUBLISHED, as_published
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import load_config
 from pipeline.scene import open_scene, write_scene
@@ -41,7 +43,9 @@ def labelled() -> accuracy.Labelled:
     return accuracy.Labelled(y, x, label, (centre_t, pooled, spectra), 1.0)
 
 
-def test_measure_scores_all_on_the_same_pixels_and_keeps_them(tmp_path: Path, short: None) -> None:
+def test_measure_scores_all_on_the_same_pixels_and_keeps_them(
+    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, cache = RunFolder(tmp_path / "base"), tmp_path / "random_seed3.json"
     base.unet.parent.mkdir(parents=True)
     base.unet.write_text("weights")
@@ -53,14 +57,21 @@ def test_measure_scores_all_on_the_same_pixels_and_keeps_them(tmp_path: Path, sh
     assert found["n_train"] == found["n_test"] == 18
     assert found["methods"][OURS]["oa"] > 0.8
     assert found["methods"][peers.SPECTRA]["oa"] < 0.8
-    assert 0 <= found["ece"] <= 1
-    assert sum(row[2] for row in found["reliability"]) == 18
+    assert 0 <= found["methods"][OURS]["ece"] <= 1
+    assert sum(row[2] for row in found["methods"][OURS]["reliability"]) == 18
     assert found["split"]["train_per_class"] == 6
     assert found["methods"][peers.PROFILES]["seconds"] > 100
 
     stored = json.loads(cache.read_text())
     stored["methods"][peers.SPECTRA]["oa"] = 0.123
+    del stored["methods"][peers.FEATURES]
     write_json(cache, stored)
+    monkeypatch.setattr(accuracy, "as_published", lambda config: config)  # whose head takes long
+    others = replace(labelled(), features=(*labelled().features[:2], torch.zeros(36, 0)))
+    again = accuracy.measure(config, base, labelled(), images, cache, others)["methods"]
+    assert set(again) == {*METHODS, PUBLISHED}, "what is missing is scored, the rest kept"
+    assert again[PUBLISHED]["oa"] > 0.5
+    assert again[peers.FEATURES]["oa"] == found["methods"][peers.FEATURES]["oa"]
     assert accuracy.measure(config, base, labelled(), images, cache)["methods"][peers.SPECTRA]["oa"] == 0.123
     for other, weights in ((["split.seed=4"], "weights"), (["split.seed=3"], "others")):
         base.unet.write_text(weights)
@@ -91,3 +102,13 @@ def test_features_are_read_again_for_another_network_or_setting(
         write_json(base.run, {"config": config.model_dump(mode="json")})
         assert len(accuracy.Labelled.read(base, scene).y) == 16
         assert calls == [16] * read
+
+
+def test_the_published_method_keeps_network_and_windows(tmp_path: Path) -> None:
+    config = load_config(None, ["patches.stride=4", "unet.channels=32", "features.precision=bfloat16"])
+    published = as_published(config)
+    assert (published.patches, published.unet) == (config.patches, config.unet)
+    assert len(published.features.timesteps) == 19
+    assert published.features.precision == "bfloat16"
+    assert (published.classifier.vote, published.classifier.calibrate) == ("majority", False)
+    assert published.features.spectra == ()
