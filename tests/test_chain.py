@@ -254,6 +254,7 @@ def test_training_repeats_bit_for_bit(finished: Path, run_copy: Path, tiny_scene
     assert not (run_copy / "map.zarr").exists(), "results of stages that follow must not stay"
 
 
+@pytest.mark.long
 def test_multistage_finds_its_intervals_resumes_and_extracts(
     finished: Path, run_copy: Path, tiny_scene: Path
 ) -> None:

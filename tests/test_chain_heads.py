@@ -44,6 +44,7 @@ def _assert_map_is_the_answer(config: Config, out: Path, steps: list[int]) -> No
     assert np.array_equal(codes[answer.position_N.numpy()], mapped["class"][at])
 
 
+@pytest.mark.long
 def test_hyperfeatures_that_keep_one_timestep(tiny_scene: Path, ray_cluster: None, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = _run(tiny_scene, out, "fusion.kind=hyperfeatures", "fusion.width=8", "fusion.keep_timesteps=1")

@@ -159,6 +159,7 @@ def _said(code: str, arguments: list[str], **environment: str) -> str:
     return ended.stderr
 
 
+@pytest.mark.long
 def test_an_endpoint_that_does_not_answer(tmp_path: Path) -> None:
     write_scene(tmp_path / "s.zarr", np.ones((6, 8, 8), np.float32))
     for arguments in ([f"s3://{BUCKET}/s.zarr"], [str(tmp_path / "s.zarr"), "--out", f"s3://{BUCKET}/run"]):
