@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from mtmsd.split import SplitConfig
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.cluster import joins_cluster
 from pipeline.config import Config, make_config, merged, read_values
@@ -52,9 +53,10 @@ def scene_rules(scene: Scene) -> Settings:
 
 
 def _train_fraction(scene: Scene) -> float:
-    classes, counts = np.unique(scene.labelled_pixels()[2], return_counts=True)
+    counts = np.unique(scene.labelled_pixels()[2], return_counts=True)[1]
+    counts = counts[counts >= SplitConfig.min_class]
     least, most = _TRAIN_FRACTION
-    return min(max(least, round(_TRAIN_PER_CLASS * len(classes) / max(1, int(counts.sum())), 2)), most)
+    return min(max(least, round(_TRAIN_PER_CLASS * len(counts) / max(1, int(counts.sum())), 2)), most)
 
 
 def machine_rules(folder: RunFolder, values: Mapping[str, Any]) -> Settings:

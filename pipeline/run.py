@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.artifacts import STAGES, RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
-from pipeline.defaults import settle
+from pipeline.defaults import Settled, settle
 from pipeline.errors import UserError, run_command
 from pipeline.interrupt import arm, interruptible
 from pipeline.labels import labelled_split
@@ -63,7 +63,7 @@ def main(
     if model is not None:
         if location(model).resolve() == folder.path:
             raise UserError(f"--out {folder.path}: is the model itself; choose another --out")
-        config = model_config(location(model), config_file, overrides)
+        settled = Settled(model_config(location(model), config_file, overrides), {})
     else:
         config_file = config_file or (str(_ROOT / "configs/demo.yaml") if demo else None)
         load_config(config_file, overrides)  # a mistake in it is told before anything is opened or made
@@ -72,21 +72,20 @@ def main(
         opened = opened or open_scene(_demo_scene(folder))
         if model is None:
             settled = settle(opened, folder, config_file, overrides)
-            config = settled.config
-            if settled.chosen:
-                print(settled.note(opened), file=sys.stderr)
-        _plan_and_run(config, folder, opened, (first, last, model), dry_run)
+        if settled.chosen:
+            print(settled.note(opened), file=sys.stderr)
+        _plan_and_run(settled, folder, opened, (first, last, model), dry_run)
 
 
 def _plan_and_run(
-    config: Config,
+    settled: Settled,
     folder: RunFolder,
     opened: Scene,
     asked: tuple[str | None, str | None, str | None],
     dry_run: bool,
 ) -> None:
     """What ``asked`` (--from, --until, --model) leaves to do."""
-    first, last, model = asked
+    (first, last, model), config = asked, settled.config
     if config.reduce.components > opened.bands:
         raise UserError(
             f"reduce.components must be at most the {opened.bands} bands of {opened.url}, "
@@ -100,7 +99,7 @@ def _plan_and_run(
         print(plan.table())
         _say_budget(config, folder, opened, plan)
         return
-    _execute(config, folder, opened, plan)
+    _execute(settled, folder, opened, plan)
     _summary(folder)
 
 
@@ -126,11 +125,13 @@ def _demo_scene(folder: RunFolder) -> str:
     return str(path)
 
 
-def _execute(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
+def _execute(settled: Settled, folder: RunFolder, scene: Scene, plan: Plan) -> None:
     make_folder(folder.path, parents=True)
+    config = settled.config
     packages = ("ray", "torch", "zarr", "xarray", "numpy")
     about = {
         "config": config.model_dump(mode="json"),
+        "chosen": settled.chosen,
         "seed": config.seed,
         "scene": {"url": scene.url, "fingerprint": plan.scene_fingerprint, "bands": scene.bands,
                   "height": scene.height, "width": scene.width},

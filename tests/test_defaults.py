@@ -35,7 +35,8 @@ class _Shape:
 
     def __init__(self, bands: int, height: int, width: int, labelled: int, classes: int) -> None:
         self.bands, self.height, self.width = bands, height, width
-        self._codes = np.arange(labelled) % classes + 1
+        rare = np.full(9, 200)  # a class that no split uses
+        self._codes = np.concatenate([np.arange(labelled) % classes + 1, rare])
 
     def labelled_pixels(self) -> tuple[None, None, np.ndarray]:
         return None, None, self._codes
