@@ -90,8 +90,8 @@ def said(seconds: Mapping[str, float]) -> str:
         return "time: not estimated, nothing is left or no node was free for it"
     return (
         f"time: {spoken(sum(seconds.values()))} in all; an estimate from some seconds of untrained parts, "
-        "without Ray's start and its cost for each unit (most of reduce), what follows the last tile, "
-        "and the report"
+        "without Ray's start, some ten seconds a stage in which its processes start, what follows the last "
+        "tile, and the report"
     )
 
 

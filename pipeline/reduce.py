@@ -56,7 +56,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         todo = folder.todo("reduce", range(len(grid)))
         meter.skip.remote(len(grid) - len(todo))
         if todo:
-            dataset = _tiles("reduce: scene", scene, grid, todo).map_batches(
+            dataset = _tiles("reduce: scene", scene, grid, todo, together=1).map_batches(
                 partial(_project, spectral=spectral), batch_size=1, num_cpus=_CPUS
             )
             sink = ChunkSink("reduced.zarr", folder.reduced, _Regions(grid), folder.markers("reduce"), meter)
@@ -64,8 +64,12 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         return record()
 
 
-def _tiles(name: str, scene: Scene, grid: TileGrid, units: list[int]) -> ray.data.Dataset:
-    """Tiles of the scene; one takes milliseconds, so several share Ray's work for a task and a block.
+def _tiles(
+    name: str, scene: Scene, grid: TileGrid, units: list[int], together: int = _MOST_TILES
+) -> ray.data.Dataset:
+    """Tiles of the scene; one takes milliseconds, so several share Ray's work for a task.
+
+    ``together`` of them may pass in one block; what is written goes in small ones, each marked as it is done.
 
     Only the grouping depends on the cluster; tiles are summed and written one by one, whoever read them. A
     task takes a whole CPU: it computes, and every process more spends seconds on its imports first.
@@ -74,7 +78,7 @@ def _tiles(name: str, scene: Scene, grid: TileGrid, units: list[int]) -> ray.dat
     most = min(_MOST_TILES, max(1, _BLOCK_BYTES // source.row_bytes))
     busy = int(_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1))
     tasks = max(-(-len(units) // most), min(len(units), busy))
-    return read_units(source, tasks, together=most, num_cpus=_CPUS)
+    return read_units(source, tasks, min(together, most), _CPUS)
 
 
 def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dict[str, Any]:
