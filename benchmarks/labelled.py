@@ -15,6 +15,7 @@ from benchmarks.learn import Kinds, Learner
 from mtmsd.split import SplitConfig, make_split
 from pipeline.artifacts import RunFolder
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.labels import by_block
 from pipeline.scene import Scene
 
@@ -33,9 +34,16 @@ class Labelled:
     seconds: float
 
     def split(self, protocol: SplitConfig, seed: int) -> NDArray[np.int64]:
-        """TRAIN, TEST or UNUSED for each pixel: the split that the pipeline draws for this seed."""
+        """TRAIN, TEST or UNUSED for each pixel: the split that the pipeline draws for this seed.
+
+        Raises:
+            UserError: The scene's labels cannot serve the protocol.
+        """
         rows, split = np.lexsort((self.x, self.y)), np.empty(len(self.y), np.int64)
-        split[rows] = make_split(self.y[rows], self.x[rows], self.label[rows], protocol, seed)
+        try:
+            split[rows] = make_split(self.y[rows], self.x[rows], self.label[rows], protocol, seed)
+        except ValueError as error:
+            raise UserError(f"split.seed={seed}: {error}") from None
         return split
 
     @staticmethod

@@ -12,8 +12,10 @@ import torch
 from benchmarks import accuracy, peers, ssftt
 from benchmarks.accuracy_table import OURS
 from benchmarks.published import PUBLISHED, as_published
+from mtmsd.split import make_split
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import load_config
+from pipeline.errors import UserError
 from pipeline.scene import open_scene, write_scene
 
 METHODS = [OURS, peers.SPECTRA, peers.PROFILES, peers.FEATURES, peers.FOREST, peers.TRANSFORMER]
@@ -112,3 +114,18 @@ def test_the_published_method_keeps_network_and_windows(tmp_path: Path) -> None:
     assert published.features.precision == "bfloat16"
     assert (published.classifier.vote, published.classifier.calibrate) == ("majority", False)
     assert published.features.spectra == ()
+
+
+def test_a_protocol_that_the_labels_cannot_serve_is_refused() -> None:
+    config = load_config(None, ["split.protocol=blocks", "split.guard_px=24"])
+    with pytest.raises(UserError, match="split.seed=7: "):
+        labelled().split(config.split, 7)
+
+
+def test_splits_are_those_of_the_pipeline() -> None:
+    """Drawn over the pixels row by row, in whatever order they are kept."""
+    kept, order = labelled(), np.random.default_rng(1).permutation(36)
+    turned = replace(kept, y=kept.y[order], x=kept.x[order], label=kept.label[order])
+    config = load_config(None, SETTINGS).split
+    expected = make_split(kept.y, kept.x, kept.label, config, 5)
+    assert np.array_equal(turned.split(config, 5), expected[order])
