@@ -118,7 +118,7 @@ def test_the_published_method_keeps_network_and_windows(tmp_path: Path) -> None:
 
 def test_a_protocol_that_the_labels_cannot_serve_is_refused() -> None:
     config = load_config(None, ["split.protocol=blocks", "split.guard_px=24"])
-    with pytest.raises(UserError, match="split.seed=7: "):
+    with pytest.raises(UserError, match=r"split\.seed=7: "):
         labelled().split(config.split, 7)
 
 
