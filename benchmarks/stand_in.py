@@ -13,6 +13,7 @@ from mtmsd.classifier import Sizes
 from mtmsd.features import stage_widths
 from mtmsd.heads import make_member
 from mtmsd.purify import Selection
+from mtmsd.spectra import spectra_width
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import Config
 from pipeline.member_training import described
@@ -48,7 +49,8 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
     selection = Selection(kept, kept)
     write_json(folder.selection, {"codes": codes, "classes": classes} | selection.as_json())
     stages = selection.per_stage(stage_widths(config.unet, config.features.stages, config.patches.side))
-    sizes = Sizes(len(config.features.timesteps), stages, CLASSES, config.spectra * COMPONENTS)
+    spectra = spectra_width(COMPONENTS, *config.features.boxes, config.patch)
+    sizes = Sizes(len(config.features.timesteps), stages, CLASSES, spectra)
     write_json(folder.calibration, {"temperature": 1.0})
     for member in range(config.classifier.members):
         torch.manual_seed(member)

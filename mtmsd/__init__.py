@@ -37,7 +37,7 @@ _PIECES = {
     "mosaic": ("Mosaic", "fade"),
     "multistage": ("MultistageUNet", "OptimalDenoiser", "cut_points", "find_cuts", "similarity"),
     "purify": ("ClassMeans", "PurifyConfig", "Selection", "channel_scores", "select", "select_channels"),
-    "spectra": ("box_means",),
+    "spectra": ("box_means", "box_profiles"),
     "spectral": ("Moments", "Projection", "ReduceConfig", "fit_projection"),
     "split": ("SplitConfig", "make_split", "near_any", "overlap"),
     "supertokens": (

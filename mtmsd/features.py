@@ -38,6 +38,9 @@ class FeatureConfig:
     spectra: tuple[int, ...] = (0, 1, 2, 4)
     """Radii of the boxes, pixels, whose mean reduced spectra stand beside the diffusion features; 0: the
     pixel's own (the paper: none)."""
+    profiles: tuple[int, ...] = (1, 2, 4)
+    """Radii of the boxes, pixels, whose openings and closings of the first components stand beside the mean
+    spectra (the paper: none); without ``spectra`` there are none."""
     noise_seed: int = 0
     """Seed of the noise tensor that all windows and timesteps share."""
     batch: int | None = None
@@ -54,16 +57,22 @@ class FeatureConfig:
                 raise ValueError(
                     f"features.{name} must be ascending non-negative integers, found {list(values)}"
                 )
-        if list(self.spectra) != sorted(set(self.spectra)) or (self.spectra and self.spectra[0] < 0):
-            raise ValueError(
-                f"features.spectra must be ascending non-negative integers, found {list(self.spectra)}"
-            )
+        for name, radii, least in (("spectra", self.spectra, 0), ("profiles", self.profiles, 1)):
+            if list(radii) != sorted(set(radii)) or (radii and radii[0] < least):
+                raise ValueError(
+                    f"features.{name} must be ascending integers from {least}, found {list(radii)}"
+                )
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"features.batch must be at least 1, found {self.batch}")
         if self.arithmetic == "reference" and self.precision != "float32":
             raise ValueError(
                 f"features.arithmetic: reference needs precision float32, found {self.precision}"
             )
+
+    @property
+    def boxes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Radii of the means, and of the openings and closings."""
+        return self.spectra, self.profiles if self.spectra else ()
 
 
 class Readout(NamedTuple):
@@ -199,7 +208,7 @@ class Extractor:
         unet.check_taps(features.stages)
         self.device = next(unet.parameters()).device
         self._timesteps, self._stages = features.timesteps, features.stages
-        self._radii, self._patch, self._patches = features.spectra, patch, patches
+        self._boxes, self._patch, self._patches = features.boxes, patch, patches
         self.batch = windows_at_once(features, patches)
         self._plain = unet.eval() if features.arithmetic == "reference" else None
         if self._plain is None:
@@ -265,7 +274,7 @@ class Extractor:
                     value -= self._mean[step, part]
                     value *= self._scale[step, part]
                     maps[s][mine, step] = value
-        spectra = spectra_round(windows_NCWW.to(self.device), self._radii, self._patch, self._patches)
+        spectra = spectra_round(windows_NCWW.to(self.device), *self._boxes, self._patch, self._patches)
         return Features(pooled, spectra, maps, self._weights)
 
     def _run(self, x_t_NCHW: Tensor, step: int) -> list[Stage]:

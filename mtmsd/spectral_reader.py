@@ -17,12 +17,12 @@ class SpectralReader:
 
     def __init__(self, features: FeatureConfig, patches: PatchConfig, patch: int, device: str) -> None:
         self.batch, self._timesteps = windows_at_once(features, patches), len(features.timesteps)
-        self._radii, self._patch, self._patches = features.spectra, patch, patches
+        self._boxes, self._patch, self._patches = features.boxes, patch, patches
         self._device = device
 
     def __call__(self, windows_NCWW: Tensor) -> Features:
         """Features of clean windows (N, components, side, side), no data as 0."""
         windows, stride = windows_NCWW.to(self._device), self._patches.stride
-        spectra = spectra_round(windows, self._radii, self._patch, self._patches)
+        spectra = spectra_round(windows, *self._boxes, self._patch, self._patches)
         nothing = windows.new_empty(len(windows), self._timesteps, stride, stride, 0)
         return Features(nothing[:, :, 0, 0], spectra, [nothing], [torch.eye(stride, device=windows.device)])

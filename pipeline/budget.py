@@ -131,7 +131,7 @@ def _extract(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
 def _feature_bytes(config: Config) -> int:
     """Features of one pixel: of itself, pooled, and its spectra."""
     diffusion = len(config.features.timesteps) * config.kept_channels * 2
-    return (diffusion + config.spectra * config.reduce.components) * _FLOAT
+    return (diffusion + config.spectra) * _FLOAT
 
 
 def _classify(config: Config, scene: Scene) -> dict[str, Any]:

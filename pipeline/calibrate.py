@@ -233,7 +233,7 @@ def _sizes(config: Config, timesteps: int, classes: int) -> Sizes:
     """Of a member, as if purification kept the first channels."""
     widths = stage_widths(config.unet, config.features.stages, config.patches.side)
     stages = Selection(tuple(range(config.kept_channels)), ()).per_stage(widths)
-    return Sizes(timesteps, stages, classes, config.spectra * config.reduce.components)
+    return Sizes(timesteps, stages, classes, config.spectra)
 
 
 def _classes(scene: Scene) -> int:

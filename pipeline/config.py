@@ -18,6 +18,7 @@ from mtmsd.features import FeatureConfig, feature_width
 from mtmsd.fusion import FusionConfig
 from mtmsd.heads import CLASSIFIERS, check_parts
 from mtmsd.purify import PurifyConfig
+from mtmsd.spectra import spectra_width
 from mtmsd.spectral import ReduceConfig
 from mtmsd.split import SplitConfig
 from mtmsd.supertokens import SupertokenConfig
@@ -146,8 +147,8 @@ class Config(_Section):
 
     @property
     def spectra(self) -> int:
-        """Spectral features of a pixel, for each component of the reduced cube."""
-        return self.patch**2 or len(self.features.spectra)
+        """Spectral features of a pixel."""
+        return spectra_width(self.reduce.components, *self.features.boxes, self.patch)
 
     @property
     def kept_channels(self) -> int:

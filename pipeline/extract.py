@@ -60,7 +60,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
             stored = {"codes": codes.tolist(), "classes": classes} | selection.as_json()
             write_json(folder.selection, stored)
         selection = Selection.from_json(read_json(folder.selection))
-        _create(config, folder, (y, x, label, split), selection, reduced.shape[0])
+        _create(config, folder, (y, x, label, split), selection)
         todo = folder.todo("extract", range(len(reader)))
         meter.skip.remote(len(reader) - len(todo))
         if todo:
@@ -210,11 +210,10 @@ def _create(
     folder: RunFolder,
     pixels: tuple[NDArray[np.int64], ...],
     selection: Selection,
-    components: int,
 ) -> None:
     if folder.must_lay_out("extract", folder.features):
         with storage.laid_out(folder.features) as place:
-            _lay_out(config, place, pixels, selection, components)
+            _lay_out(config, place, pixels, selection)
 
 
 def _lay_out(
@@ -222,7 +221,6 @@ def _lay_out(
     place: Path,
     pixels: tuple[NDArray[np.int64], ...],
     selection: Selection,
-    components: int,
 ) -> None:
     group = zarr.open_group(place, mode="w")
     for name, values in zip(("y_index", "x_index", "label", "split"), pixels, strict=True):
@@ -236,10 +234,11 @@ def _lay_out(
             dtype="float32", fill_value=float("nan"), dimension_names=("pixel", "timestep", "channel"),
             compressors=ZstdCodec(level=1), attributes={"timesteps": list(config.features.timesteps)},
         )  # fmt: skip
-    spectra = config.spectra * components
+    radii, profiles = config.features.boxes
+    boxes: dict[str, Any] = {"radii": list(radii), "profiles": list(profiles)}
     group.create_array(
-        "spectra", shape=(len(pixels[0]), spectra), chunks=(GROUP, max(spectra, 1)), dtype="float32",
-        fill_value=float("nan"), dimension_names=("pixel", "spectral"), compressors=ZstdCodec(level=1),
-        attributes={"patch": config.patch} if config.patch else {"radii": list(config.features.spectra)},
+        "spectra", shape=(len(pixels[0]), config.spectra), chunks=(GROUP, max(config.spectra, 1)),
+        dtype="float32", fill_value=float("nan"), dimension_names=("pixel", "spectral"),
+        compressors=ZstdCodec(level=1), attributes=boxes if not config.patch else {"patch": config.patch},
     )  # fmt: skip
     consolidate(group)

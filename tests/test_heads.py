@@ -168,7 +168,7 @@ def test_what_cannot_go_together_is_refused(settings: list[str], words: str) -> 
 def test_any_fusion_goes_with_any_classifier_that_reads_features(kind: str, fused: str) -> None:
     config = load_config(None, [f"classifier.kind={kind}", f"fusion.kind={fused}", "features.spectra=[]"])
     assert config.patch == (13 if kind == "diffusion_ssftt" else 0)
-    assert config.spectra == config.patch**2
+    assert config.spectra == config.patch**2 * config.reduce.components
 
 
 def test_settings_of_other_kinds_change_no_fingerprint() -> None:

@@ -113,7 +113,7 @@ def test_blending_removes_the_steps_at_borders(tmp_path: Path) -> None:
     """Random weights on noise: the answers jump where the window changes, less so where windows blend."""
     jumps = []
     for blend in (0, 6):
-        config = load_config(None, [*SETTINGS, f"patches.blend={blend}"])
+        config = load_config(None, [*SETTINGS, f"patches.blend={blend}", "features.profiles=[]"])
         folder = made(tmp_path / str(blend), config)
         entropy = classified(config, folder, 72)["entropy"].mean(axis=1)
         step = np.abs(np.diff(entropy))

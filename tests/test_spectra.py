@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import grey_closing, grey_opening
 
 from mtmsd.features import FeatureConfig, Features
-from mtmsd.spectra import box_means, patches_round
+from mtmsd.spectra import PROFILED, box_means, box_profiles, patches_round, spectra_round, spectra_width
 from mtmsd.windows import PatchConfig
 
 torch.set_num_threads(1)
@@ -33,6 +34,38 @@ def test_windows_that_see_enough_agree_on_a_pixel() -> None:
     small = box_means(torch.from_numpy(scene[:, :, 8:20, 8:20]), (0, 1, 4), near)  # block 12..16
     large = box_means(torch.from_numpy(scene[:, :, 4:28, 4:28]), (0, 1, 4), far)  # block 8..24
     torch.testing.assert_close(small, large[:, 4:8, 4:8])
+
+
+def test_profiles_are_openings_and_closings() -> None:
+    """Against scipy's, where the window's edge is out of reach; only the first components have any."""
+    scene = np.random.default_rng(0).random((PROFILED + 2, 40, 40)).astype(np.float32)
+    patches = PatchConfig(size=24, stride=6)  # 9 pixels of halo: twice the largest radius and one more
+    found = box_profiles(torch.from_numpy(scene[None, :, 8:32, 8:32]), (1, 4), patches)[0]
+    assert found.shape == (6, 6, 2 * 2 * PROFILED)
+    layers = [
+        method(image, size=(2 * r + 1, 2 * r + 1))
+        for r in (1, 4)
+        for method in (grey_opening, grey_closing)
+        for image in scene[:PROFILED]
+    ]
+    np.testing.assert_array_equal(found.numpy(), np.stack(layers)[:, 17:23, 17:23].transpose(1, 2, 0))
+
+
+def test_profiles_of_windows_that_see_enough_agree_on_a_pixel() -> None:
+    scene = torch.randn((1, 2, 60, 60), generator=torch.Generator().manual_seed(0))
+    near, far = PatchConfig(size=24, stride=6), PatchConfig(size=40, stride=22)
+    small = box_profiles(scene[:, :, 16:40, 16:40], (1, 4), near)  # block 25..31
+    large = box_profiles(scene[:, :, 10:50, 10:50], (1, 4), far)  # block 19..41
+    assert torch.equal(small, large[:, 6:12, 6:12])
+
+
+@pytest.mark.parametrize(("spectra", "profiles"), [((0, 1), (2, 3)), ((0,), ()), ((), (1, 2))])
+def test_width_is_what_is_read(spectra: tuple[int, ...], profiles: tuple[int, ...]) -> None:
+    """Without means there are no profiles either."""
+    boxes = FeatureConfig(spectra=spectra, profiles=profiles).boxes
+    read = spectra_round(torch.zeros(1, 6, 8, 8), *boxes, 0, PatchConfig(size=8, stride=2))
+    assert read.shape == (1, 2, 2, spectra_width(6, *boxes, 0))
+    assert bool(read.shape[-1]) == bool(spectra)
 
 
 def test_no_radii_no_spectra() -> None:
