@@ -305,3 +305,11 @@ def test_the_plan_refuses_before_any_work(model: Path, tmp_path: Path) -> None:
     fits = scene(tmp_path / "t.zarr", spectra())
     assert make_plan(config, folder, fits, None, None, model).todo == ("reduce", "map", "report")
     assert not folder.path.exists()
+
+
+def test_a_model_from_before_profiles_has_none(model: Path) -> None:
+    assert model_config(model, None, []).features.profiles == (1, 2, 4)
+    about = json.loads((model / "run.json").read_text())
+    del about["config"]["features"]["profiles"]
+    write_json(model / "run.json", about)
+    assert model_config(model, None, []).features.profiles == ()

@@ -22,9 +22,9 @@ from pipeline.member_training import described
 
 
 @pytest.mark.parametrize("part", parts.PARTS)
-@pytest.mark.parametrize("config", ["salinas_a", "indian_pines_subset", "houston2018_crop"])
-def test_every_part_goes_with_the_scenes_configurations(part: str, config: str) -> None:
-    load_config(f"configs/{config}.yaml", parts.PARTS[part])
+@pytest.mark.parametrize("size", [32, 48])
+def test_every_part_goes_with_the_rules_patches(part: str, size: int) -> None:
+    assert load_config(None, [f"patches.size={size}", *parts.PARTS[part]]).patches.size == size
 
 
 def test_scores_of_a_run(tmp_path: Path) -> None:
