@@ -36,8 +36,11 @@ def joins_cluster() -> bool:
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """Join the cluster of this job or of RAY_ADDRESS; without one, start Ray here and stop it at the end."""
+def ray_session(quiet: bool = False) -> Iterator[None]:
+    """Join the cluster of this job or of RAY_ADDRESS; without one, start Ray here and stop it at the end.
+
+    Says where the dashboard is, unless it is to be ``quiet``.
+    """
     if ray.is_initialized():
         _quiet_data()
         yield
@@ -56,7 +59,7 @@ def ray_session() -> Iterator[None]:
             log_to_driver=False,
             configure_logging=True,
         )
-        if context.dashboard_url:
+        if context.dashboard_url and not quiet:
             print(f"Ray dashboard: http://{context.dashboard_url}", file=sys.stderr)
         _quiet_data()
         yield

@@ -66,9 +66,12 @@ def machine_rules(folder: RunFolder, values: Mapping[str, Any]) -> Settings:
         folder: The run folder, which may not exist yet.
         values: What the user set; the reference arithmetic of features is always float32.
     """
+    sections = ("pretrain", "features")
+    if all("precision" in (values.get(section) or {}) for section in sections):
+        return {}  # nothing to ask a cluster for
     if folder.run.exists():
         begun = read_json(folder.run)["config"]
-        pretrain, features = (begun[section]["precision"] for section in ("pretrain", "features"))
+        pretrain, features = (begun[section]["precision"] for section in sections)
     else:
         pretrain = features = "bfloat16" if _has_bfloat16(folder.path) else "float32"
     if (values.get("features") or {}).get("arithmetic") == "reference":

@@ -42,7 +42,7 @@ def machine_at_hand(folder: Path) -> Machine:
     if is_local(folder):
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     if joins_cluster():
-        with ray_session():
+        with ray_session(quiet=True):
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = [node for node in nodes if node.get("CPU")]
         memory = min((int(node["memory"]) for node in nodes), default=0)
