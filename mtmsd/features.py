@@ -124,8 +124,7 @@ def interpolation_rows(side: int, patches: PatchConfig) -> Tensor:
 
 
 class Features:
-    """Features of N windows, float32: pooled ones, spectra of the blocks' pixels, and the maps from which
-    centre features are read."""
+    """Features of N windows, float32: pooled ones, spectra of the pixels, maps that give centre features."""
 
     def __init__(
         self,
