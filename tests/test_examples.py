@@ -33,6 +33,7 @@ def test_the_notebook_is_kept_without_outputs() -> None:
         assert (cell["outputs"], cell["execution_count"]) == ([], None)
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """Without Jupyter, which the project does not need: the cells' code, one after the other."""
