@@ -27,7 +27,7 @@ from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise
 from benchmarks.comparison import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
 from benchmarks.labelled import Labelled
 from benchmarks.learn import Kinds, Learner
-from benchmarks.published import PUBLISHED, as_published
+from benchmarks.published import PAPER, PUBLISHED, as_published
 from benchmarks.record import about
 from mtmsd.split import TEST, TRAIN, UNUSED, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
@@ -57,11 +57,8 @@ def main(
     overrides: tuple[str, ...],
 ) -> None:
     """Compare the pipeline with its peers on the same training and test pixels."""
-    seeds, protocols, methods = (
-        seed_numbers(seed_list),
-        protocol_names(protocol_list),
-        methods_of(method_list),
-    )
+    seeds, protocols = seed_numbers(seed_list), protocol_names(protocol_list)
+    methods = methods_of(method_list)
     for protocol in protocols:
         load_config(config_file, overrides_of(overrides, protocol))
     scene = open_scene(url)
@@ -231,9 +228,9 @@ def _score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
 
 
 def _key(config: Config, base: RunFolder) -> str:
-    """What the scores depend on: settings, the U-Net, and the code of the peers."""
+    """What the scores depend on: settings (the published ones too), the U-Net, and the code of the peers."""
     digest = hashlib.sha256(json.dumps(fingerprints(config, {}), sort_keys=True).encode())
-    for path in (base.unet, Path(peers.__file__), Path(ssftt.__file__)):
+    for path in (base.unet, PAPER, Path(peers.__file__), Path(ssftt.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

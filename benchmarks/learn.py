@@ -21,7 +21,7 @@ from mtmsd.metrics import Confusion
 from mtmsd.purify import ClassMeans, Selection, select
 from mtmsd.split import TEST, TRAIN
 from mtmsd.windows import PatchConfig
-from pipeline.artifacts import RunFolder, read_json
+from pipeline.artifacts import RunFolder
 from pipeline.config import Config
 from pipeline.readers import Reduced
 from pipeline.trained import load_unet
@@ -44,7 +44,7 @@ class Learner:
 
     def __init__(self, run: Path, config: Config | None = None) -> None:
         self.folder = RunFolder(run)
-        self.config = config or Config.model_validate(read_json(self.folder.run)["config"])
+        self.config = config or self.folder.config()
         self.reduced = Reduced(str(self.folder.reduced))
 
     def extractor(self, patches: PatchConfig, readout: Readout | None = None) -> Extractor:

@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.comparison import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
 from benchmarks.record import about
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.config import Config, load_config
+from pipeline.config import load_config
 from pipeline.errors import UserError, run_command
 from pipeline.trained import load_members, load_unet
 
@@ -113,7 +113,7 @@ def scores(run: RunFolder) -> dict[str, float]:
     """What a finished run says of its part; seconds of one that was resumed are those of its last attempt."""
     metrics, records = read_json(run.metrics), run.records()
     found = {key: float(metrics[key]) for key in _PERCENT}
-    config = Config.model_validate(read_json(run.run)["config"])
+    config = run.config()
     found["parameters"] = sum(_learned(member) for member in load_members(config, run, gpu=False))
     found["unet_parameters"] = _learned(load_unet(run.unet)) if config.reads_features else 0
     found["train_s"] = sum(records[stage]["wall_s"] for stage in ("extract", "classify"))

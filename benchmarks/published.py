@@ -10,13 +10,13 @@ from pathlib import Path
 from pipeline.config import Config, make_config, merged, read_values
 
 PUBLISHED = "MTMSD, published head"
-_PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper.yaml"
+PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper.yaml"
 _SECTIONS = ("features", "purify", "fusion", "classifier")
 
 
 def as_published(config: Config) -> Config:
     """The configuration with the published features and head; arithmetic as it was."""
-    paper = {name: section for name, section in read_values(_PAPER).items() if name in _SECTIONS}
+    paper = {name: section for name, section in read_values(PAPER).items() if name in _SECTIONS}
     own = {name: value for name, value in config.model_dump(mode="json").items() if name not in _SECTIONS}
     paper["features"]["precision"] = config.features.precision
     return make_config(merged(own, paper))

@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = RunFolder(options.run)
-    own = Config.model_validate(read_json(folder.run)["config"])
+    own = folder.config()
     config = load_config(None, ["map.regions=supertokens", *options.overrides], own)
     group: Any = zarr.open_group(folder.map, mode="r", use_consolidated=False)
     suffix = PIXEL if "class" + PIXEL in group else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.fingerprints import STAGE_SECTIONS
 
@@ -104,6 +105,16 @@ class RunFolder:
     def held_out(self, index: int) -> Path:
         """What a member's twin says of training pixels that it did not see."""
         return self.classifier / f"held_out_{index}.safetensors"
+
+    def config(self) -> Config:
+        """The run's configuration; a setting that came later has the value that stands for its absence.
+
+        Raises:
+            UserError: ``run.json`` is damaged.
+        """
+        values = read_json(self.run)["config"]
+        values["features"].setdefault("profiles", [])
+        return Config.model_validate(values)
 
     def records(self) -> dict[str, Any]:
         """``stages.json``; empty before the first stage."""

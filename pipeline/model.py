@@ -54,10 +54,8 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
             raise UserError(
                 f"--set {override}: with --model only {', '.join(f'{s}.*' for s in _SETTABLE)} can be set"
             )
-    values = read_json(model / "run.json")["config"]
-    values["features"].setdefault("profiles", [])  # a run from before there were any
-    own = Config.model_validate(values)
     folder = RunFolder(model)
+    own = folder.config()
     needed = [folder.member(own.classifier.members - 1)]
     needed += [folder.calibration] if own.classifier.calibrate else []
     needed += [folder.mixing] if own.fusion.keep_timesteps is not None else []

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import STAGES, RunFolder, read_json
+from pipeline.artifacts import STAGES, RunFolder
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.fingerprints import fingerprints, stage_settings
@@ -83,7 +83,7 @@ def make_plan(
 
 def _changed(config: Config, folder: RunFolder, stage: str) -> str:
     """Which setting differs from the run that made the stage."""
-    old = Config.model_validate(read_json(folder.run)["config"])
+    old = folder.config()
     again = f"choose another --out, or --from {stage} to make it and later stages again"
     for earlier in STAGES[: STAGES.index(stage) + 1]:
         settings = [_flat(stage_settings(c, earlier)) for c in (old, config)]

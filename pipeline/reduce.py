@@ -67,12 +67,11 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
 def _tiles(
     name: str, scene: Scene, grid: TileGrid, units: list[int], together: int = _MOST_TILES
 ) -> ray.data.Dataset:
-    """Tiles of the scene; one takes milliseconds, so several share Ray's work for a task.
+    """Tiles of the scene, up to ``together`` in a block: few where they are written, to be marked soon.
 
-    ``together`` of them may pass in one block; what is written goes in small ones, each marked as it is done.
-
-    Only the grouping depends on the cluster; tiles are summed and written one by one, whoever read them. A
-    task takes a whole CPU: it computes, and every process more spends seconds on its imports first.
+    A tile takes milliseconds, so several share Ray's work for a task. Only this grouping depends on the
+    cluster; tiles are summed and written one by one. A task takes a whole CPU: it computes, and every
+    process more spends seconds on its imports first.
     """
     source = UnitSource(name, units, SceneReader(scene, grid), scene.bands * grid.side**2 * 4)
     most = min(_MOST_TILES, max(1, _BLOCK_BYTES // source.row_bytes))

@@ -10,7 +10,6 @@ import torch
 from pipeline import defaults
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.classes import table_of
-from pipeline.config import Config
 from pipeline.defaults import scene_rules, settle
 from pipeline.errors import UserError
 from pipeline.run import cli
@@ -124,7 +123,3 @@ def test_a_dry_run_shows_what_the_scene_decided(tmp_path: Path, capsys: pytest.C
     assert "reduce.components=4" in output.err
     assert cli([opened.url, "--config", str(TINY), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert "chosen by rule" not in capsys.readouterr().err, "nothing was left to the rules"
-
-
-def test_static_defaults_fit_together() -> None:
-    assert Config().features.precision == "float32"

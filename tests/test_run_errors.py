@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline.artifacts import RunFolder, write_json
+from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.fingerprints import fingerprints
@@ -214,3 +214,22 @@ def test_configurations_that_are_shipped_are_valid() -> None:
     assert len(files) >= 4
     for file in files:
         assert json.dumps(load_config(file).model_dump(mode="json"))
+
+
+def test_a_folder_of_an_earlier_version_is_told_what_differs(
+    begun: tuple[str, RunFolder, Config],
+) -> None:
+    scene, folder, config = begun
+    about = read_json(folder.run)
+    del about["config"]["features"]["profiles"]
+    write_json(folder.run, about)
+    assert folder.config().features.profiles == ()
+    earlier = folder.config()
+    write_json(folder.stages, {
+        stage: {"status": "done", "fingerprint": value}
+        for stage, value in fingerprints(earlier, {
+            "reduce": open_scene(scene).fingerprint(), "extract": str(open_scene(scene).label_fingerprint()),
+        }).items()
+    })  # fmt: skip
+    with pytest.raises(UserError, match=r"extract was made with features\.profiles = \[\], .* asks for \[1"):
+        make_plan(config, folder, open_scene(scene), "classify", None, None)
