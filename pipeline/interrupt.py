@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,15 +25,18 @@ def interruptible() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    hook = sys.unraisablehook
     _interrupted.clear()
     arm()
     try:
         yield
     except BaseException as error:
         if _interrupted.is_set():  # whatever a library made of it
+            _let_go(error)
             raise KeyboardInterrupt from error
         raise
     finally:
+        sys.unraisablehook = hook
         while _hard_end:
             _hard_end.pop().cancel()
         for number, handler in before.items():
@@ -50,7 +55,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if _interrupted.is_set():  # a second one would cut the tidying short
         return
     _interrupted.set()
+    sys.unraisablehook = _say_nothing
     _hard_end.append(threading.Timer(_PATIENCE_S, os._exit, (1,)))
     _hard_end[0].daemon = True
     _hard_end[0].start()
     raise KeyboardInterrupt
+
+
+def _say_nothing(unraisable: object) -> None:
+    """In place of Python's report of a destructor that fails, as those of half-made objects do."""
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error and of those before it hold, while nothing is said of it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

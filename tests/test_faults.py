@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,9 @@ def test_the_disk_is_full(small_disk: Path, undisturbed: Path, tiny_scene: Path)
     assert_same(out, undisturbed)
 
 
-def test_a_node_is_removed_during_the_map(
-    undisturbed: Path, until_map: Path, tiny_scene: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
+    """A cluster that the next command joins: what removes each node but the head's."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -156,12 +157,28 @@ def test_a_node_is_removed_during_the_map(
     try:
         others = [cluster.add_node(num_cpus=1) for _ in range(2)]
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        driver = begun(tiny_scene, until_map, "--set", "cluster.actors=2")
-        while driver.process.poll() is None and not list((until_map / ".done" / "map").glob("*")):
-            time.sleep(0.02)
-        assert driver.process.poll() is None, driver.said
-        cluster.remove_node(others[0], allow_graceful=False)
-        assert driver.wait() == 0, driver.said
+        yield [partial(cluster.remove_node, node, allow_graceful=False) for node in others]
     finally:
         cluster.shutdown()
-    assert_same(until_map, undisturbed)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_a_node_is_removed(
+    stage: str,
+    seed: int,
+    undisturbed: Path,
+    tiny_scene: Path,
+    tmp_path: Path,
+    three_nodes: list[Callable[[], None]],
+) -> None:
+    """At a random moment of each stage: ten removals with all seeds."""
+    draw, out = random.Random(f"{stage} {seed}"), Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    seconds = read_json(undisturbed / "stages.json")[stage]["wall_s"]
+    driver = begun(tiny_scene, out, "--from", stage, "--set", "cluster.actors=2")
+    assert driver.wait_for(f"^{stage} "), driver.said
+    time.sleep(draw.uniform(0, 0.8 * seconds))
+    assert driver.process.poll() is None, driver.said
+    draw.choice(three_nodes)()
+    assert driver.wait() == 0, driver.said
+    assert_same(out, undisturbed)

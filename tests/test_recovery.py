@@ -22,6 +22,7 @@ from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.errors import UserError, run_command
+from pipeline.interrupt import interruptible
 from pipeline.readers import Reduced
 from pipeline.scene import open_scene
 from pipeline.trained import check_trained, is_whole
@@ -218,6 +219,26 @@ def test_errors_of_workers_end_like_our_own(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(ZeroDivisionError):
         _ends_with(ZeroDivisionError(), capsys)
     assert _ends_with(KeyboardInterrupt(), capsys) == (1, "interrupted; the same command goes on from here")
+
+
+def test_an_object_that_a_signal_cuts_off_half_made_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    class HalfMade:
+        def __init__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.executor = None
+
+        def __del__(self) -> None:
+            assert self.executor is None
+
+    @click.command()
+    def command() -> None:
+        with interruptible():
+            HalfMade()
+
+    hook = sys.unraisablehook
+    assert run_command(command, "run", []) == 1
+    assert capfd.readouterr().err.strip() == "interrupted; the same command goes on from here"
+    assert sys.unraisablehook is hook
 
 
 def test_a_chunk_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
