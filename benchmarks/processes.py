@@ -1,7 +1,8 @@
-"""CPU time of the processes below this one, read from /proc (Linux)."""
+"""CPU time and holdings of the processes below this one, read from /proc (Linux)."""
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -21,3 +22,25 @@ def cpu_below() -> dict[int, float]:
     while below := {process for process, parent in parents.items() if parent in below}:
         mine |= {process: spent[process] for process in below}
     return mine
+
+
+class Holdings(NamedTuple):
+    """What a process holds, or several together."""
+
+    memory: int
+    """Resident memory that no other process shares, bytes."""
+    files: int
+    """Open file descriptors."""
+    threads: int
+
+
+def holdings(process: int) -> Holdings:
+    """What a living process holds; nothing when it has ended."""
+    folder, private = Path("/proc") / str(process), 0
+    try:
+        for line in (folder / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Private"):
+                private += int(line.split()[1]) * 1024
+        return Holdings(private, len(os.listdir(folder / "fd")), len(os.listdir(folder / "task")))
+    except OSError:
+        return Holdings(0, 0, 0)

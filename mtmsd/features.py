@@ -136,19 +136,18 @@ class Features:
         self.pooled_NTK, self._spectra = pooled_NTK, spectra_NSS_
         self._maps, self._weights = maps_SNTHWC, weights_SPH
 
-    def rows(self, window: int, first: int, last: int) -> Tensor:
-        """Centre features of a block's pixel rows first..last (excluded): (T, P, K)."""
+    def region(self, window: int, rows: slice, columns: slice) -> Tensor:
+        """Centre features of some rows and columns of a block's pixels: (T, P, K)."""
         parts = []
         for maps_NTHWC, weights_PH in zip(self._maps, self._weights, strict=True):
-            maps, wanted = maps_NTHWC[window], weights_PH[first:last]
+            maps = maps_NTHWC[window]
             if _is_identity(weights_PH):
-                parts.append(maps[:, first:last].flatten(1, 2))
+                parts.append(maps[:, rows, columns].flatten(1, 2))
                 continue
-            touched = wanted.any(dim=0).nonzero()
-            near = slice(int(touched[0]), int(touched[-1]) + 1)
-            down = torch.matmul(wanted[:, near], maps[:, near].flatten(2))
+            near = _touched(weights_PH[rows])
+            down = torch.matmul(weights_PH[rows, near], maps[:, near].flatten(2))
             down_TPWC = down.reshape(*down.shape[:2], *maps.shape[2:])
-            parts.append(torch.matmul(weights_PH, down_TPWC).flatten(1, 2))
+            parts.append(torch.matmul(weights_PH[columns], down_TPWC).flatten(1, 2))
         return torch.cat(parts, dim=-1)
 
     def at(self, window_n: Tensor, offset_n: Tensor) -> Tensor:
@@ -166,9 +165,9 @@ class Features:
             parts.append(value)
         return torch.cat(parts, dim=-1)
 
-    def spectra_rows(self, window: int, first: int, last: int) -> Tensor:
-        """Spectra of a block's pixel rows first..last (excluded): (P, E)."""
-        return self._spectra[window, first:last].flatten(0, 1).flatten(1)
+    def spectra_region(self, window: int, rows: slice, columns: slice) -> Tensor:
+        """Spectra of some rows and columns of a block's pixels: (P, E)."""
+        return self._spectra[window, rows, columns].flatten(0, 1).flatten(1)
 
     def spectra_at(self, window_n: Tensor, offset_n: Tensor) -> Tensor:
         """Spectra of single pixels, by window and index in its block: (n, E)."""
@@ -179,8 +178,8 @@ class Features:
     @property
     def centre_NPTK(self) -> Tensor:
         """Centre features of all pixels of all windows: small blocks only."""
-        stride = len(self._weights[0])
-        blocks = [self.rows(i, 0, stride).transpose(0, 1) for i in range(len(self.pooled_NTK))]
+        stride, whole = len(self._weights[0]), slice(None)
+        blocks = [self.region(i, whole, whole).transpose(0, 1) for i in range(len(self.pooled_NTK))]
         return torch.stack(blocks) if blocks else self.pooled_NTK[:, None].expand(-1, stride**2, -1, -1)
 
 

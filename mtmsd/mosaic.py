@@ -37,10 +37,10 @@ class Mosaic:
         return slice(first + mine.start, first + mine.stop)
 
     def add(self, row: int, column: int, rows: slice, values_PV: Tensor) -> None:
-        """Take in some rows of a block, whole rows of Q pixels, in ascending order of blocks."""
+        """Take in some rows of a block, those columns that lie on the tile, in ascending order of blocks."""
         columns, first = self.inside(column, 1), self._first(row)
         weight = self._weight_Q[rows, None, None] * self._weight_Q[columns, None]
-        values = values_PV.cpu().reshape(rows.stop - rows.start, len(self._weight_Q), -1)[:, columns]
+        values = values_PV.cpu().reshape(*weight.shape[:2], -1)
         self._sum_HWV[first + rows.start : first + rows.stop, self.place(column, 1)] += weight * values
 
     def add_window(
@@ -65,13 +65,13 @@ class Mosaic:
             pixels: As many are classified at once, in whole rows and at least one.
         """
         votes, mine = votes_MTNK[:, :, window : window + 1], self.inside(row, 0)
-        step = max(1, pixels // len(self._weight_Q))
+        columns = self.inside(column, 1)
+        step = max(1, pixels // (columns.stop - columns.start))
         for first in range(mine.start, mine.stop, step):
             rows = slice(first, min(first + step, mine.stop))
-            at = window, rows.start, rows.stop
-            self.add(
-                row, column, rows, ensemble.evidence(features.rows(*at), votes, features.spectra_rows(*at))
-            )
+            at = window, rows, columns
+            answer = ensemble.evidence(features.region(*at), votes, features.spectra_region(*at))
+            self.add(row, column, rows, answer)
 
     @property
     def values_HWV(self) -> Tensor:

@@ -141,7 +141,9 @@ class Shares:
             actor,
             fn_constructor_args=arguments,
             batch_size=1,
-            compute=ActorPoolStrategy(size=max(1, min(self.actors, units))),
+            compute=ActorPoolStrategy(
+                size=max(1, min(self.actors, units)), max_tasks_in_flight_per_actor=2 if self.gpu else 1
+            ),
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus,
         )

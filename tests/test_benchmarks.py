@@ -1,13 +1,18 @@
 """The benchmarks' yardstick computes the same features as the fast path; their floors are heeded."""
 
+import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from benchmarks.processes import cpu_below
+from benchmarks.processes import cpu_below, holdings
 from benchmarks.reference import plain_features
 from benchmarks.scale import Case, missed_floors
+from benchmarks.soak import COLUMNS, compared
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor, FeatureConfig
 from mtmsd.unet import UNet, UNetConfig
@@ -54,3 +59,21 @@ def test_cpu_time_of_processes_below() -> None:
         child.kill()
         child.wait()
     assert child.pid not in cpu_below()
+
+
+def test_what_this_process_holds(tmp_path: Path) -> None:
+    before, block = holdings(os.getpid()), np.ones(1 << 23)
+    with (tmp_path / "open").open("w"):
+        after = holdings(os.getpid())
+    assert after.memory - before.memory > block.nbytes * 0.9
+    assert after.files == before.files + 1
+    assert after.threads >= threading.active_count()
+    assert holdings(1 << 30) == (0, 0, 0), "ended"
+
+
+def test_growth_over_a_soak() -> None:
+    held = [[100.0 + i] + [10.0] * (len(COLUMNS) - 2) + [float(i >= 4)] for i in range(6)]
+    rows = compared(held)
+    assert rows[0] == (COLUMNS[0], 100.5, 104.5, 104.5 / 100.5)
+    assert {row[3] for row in rows[1:-1]} == {1.0}
+    assert rows[-1][3] == float("inf"), "something where there was nothing"

@@ -1,5 +1,7 @@
 """Features: read without upsampling what upsampled maps hold, the same in whatever company."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -94,13 +96,15 @@ def test_bfloat16_is_close_on_weights_as_trained() -> None:
 @pytest.mark.parametrize(
     ("size", "window", "stride"), [(16, None, 1), (16, None, 6), (16, 24, 16), (8, 16, 16)]
 )
-def test_rows_and_single_pixels_are_the_blocks(size: int, window: int | None, stride: int) -> None:
+def test_regions_and_single_pixels_are_the_blocks(size: int, window: int | None, stride: int) -> None:
     patches = PatchConfig(size=size, window=window, stride=stride)
     features = extractor(patches)(windows_of(3, patches.side))
     block = features.centre_NPTK
-    for first, last in ((0, 1), (0, stride), (stride - 1, stride)):
-        found = features.rows(1, first, last).transpose(0, 1)
-        torch.testing.assert_close(found, block[1, first * stride : last * stride], rtol=1e-5, atol=1e-5)
+    square = block[1].unflatten(0, (stride, stride))
+    spans = [slice(0, 1), slice(0, stride), slice(stride - 1, stride), slice(stride // 2, stride)]
+    for rows, columns in itertools.product(spans, spans):
+        found = features.region(1, rows, columns).transpose(0, 1)
+        torch.testing.assert_close(found, square[rows, columns].flatten(0, 1), rtol=1e-5, atol=1e-5)
     at, offset = torch.tensor([0, 2, 1, 1]), torch.tensor([0, stride**2 - 1, stride // 2, 0])
     torch.testing.assert_close(features.at(at, offset), block[at, offset], rtol=1e-5, atol=1e-5)
 

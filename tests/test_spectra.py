@@ -84,7 +84,7 @@ def test_patches_are_those_of_the_scene() -> None:
         for column in range(4):
             y, x = 7 + 4 + row, 11 + 4 + column
             expected = scene[:, y - 4 : y + 5, x - 4 : x + 5].flatten()
-            assert torch.equal(features.spectra_rows(1, row, row + 1)[column], expected)
+            assert torch.equal(features.spectra_region(1, slice(row, row + 1), slice(None))[column], expected)
             single = features.spectra_at(torch.tensor([1]), torch.tensor([row * 4 + column]))
             assert torch.equal(single[0], expected)
 

@@ -76,9 +76,11 @@ def test_blocks_that_blend_make_up_the_tile(
     for row in range(patches.blocks(height)):
         for column in range(patches.blocks(width)):
             y, x = np.mgrid[:side, :side] + np.array([row, column])[:, None, None] * patches.stride + first
-            rows = mosaic.inside(row, 0)
+            rows, columns = mosaic.inside(row, 0), mosaic.inside(column, 1)
             assert rows.stop > rows.start
-            truth = torch.from_numpy(np.stack([y, x], axis=-1)[rows].reshape(-1, 2).astype(np.float32))
+            assert columns.stop > columns.start
+            inside = np.stack([y, x], axis=-1)[rows, columns]
+            truth = torch.from_numpy(inside.reshape(-1, 2).astype(np.float32))
             mosaic.add(row, column, rows, truth)
     expected = torch.from_numpy(np.stack(np.mgrid[:height, :width], axis=-1)).float()
     torch.testing.assert_close(mosaic.values_HWV, expected, rtol=1e-5, atol=1e-4)
