@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.map_stage [--pixels 360]`` maps a square of noise with untrained parts (time does not
 know the difference): tile by tile in one process, with all files written; then the same through Ray,
-started and stopped. ``--pixels 864`` gives the five minutes after which Ray's start no longer counts.
+started and stopped. ``--pixels 576 --set map.tile=288`` gives four equal tiles and the five minutes after
+which Ray's start no longer counts.
 """
 
 import argparse

@@ -51,7 +51,7 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         create(folder, scene, grid, regional=bool(config.map.regions))
         left = folder.todo("map", range(units))
         meter.skip.remote(units - len(left))
-        if todo := [unit for unit in left if unit < len(grid)]:
+        if todo := grid.largest_first(unit for unit in left if unit < len(grid)):
             side = TileReader.side(grid, config.patches)
             reader = TileReader(reduced, grid, config.patches)
             source = UnitSource("map: tiles", todo, reader, reduced.shape[0] * side**2 * 4)

@@ -21,6 +21,7 @@ from tests.conftest import ROOT, TINY
 _LIMIT_S = 600
 # Ray gives a node 30 seconds to start, which a busy machine may not meet; the same command goes on.
 _SLOW_START = "timed out during startup"
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 class Driver:
@@ -82,12 +83,16 @@ class Driver:
                 return True
         return False
 
-    def nothing_left(self, within_s: float) -> dict[int, str]:
-        """Processes of this command that still live after some time."""
+    def nothing_left(self, within_s: float, agents: bool = True) -> dict[int, str]:
+        """Processes of this command that still live after some time; perhaps but for Ray's agents."""
         begun = time.monotonic()
-        while (left := self.family()) and time.monotonic() - begun < within_s:
+        while (left := self._left(agents)) and time.monotonic() - begun < within_s:
             time.sleep(0.2)
         return left
+
+    def _left(self, agents: bool) -> dict[int, str]:
+        found = self.family()
+        return {pid: line for pid, line in found.items() if agents or not line.startswith(_AGENTS)}
 
 
 def begun(scene: Path, out: Path, *more: str, script: Path = ROOT / "pipeline" / "run.py") -> Driver:
