@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,16 @@ _SLOW_START = "timed out during startup"
 _AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
+@contextmanager
+def _hearing_interrupts() -> Iterator[None]:
+    """For what is started here: a shell's background jobs ignore SIGINT, and so would their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Driver:
     """``pipeline/run.py`` in a process of its own, with a Ray of its own unless there is RAY_ADDRESS."""
 
@@ -34,7 +46,7 @@ class Driver:
         name, _, value = self.mark.partition("=")
         self._log = Path(tempfile.gettempdir()) / f"mtmsd-{value}.log"  # not beside ``out``: disks fill
         command = [sys.executable, str(script), str(scene), "--config", str(TINY), "--out", str(out), *more]
-        with self._log.open("w") as log:
+        with self._log.open("w") as log, _hearing_interrupts():
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
                 env=os.environ | {name: value, "PYTHONUNBUFFERED": "1"},
