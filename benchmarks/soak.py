@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.soak [--minutes 30]``: small maps, one after another, by one driver in one Ray of its
 own. After each, what the driver and the processes below it hold (those of Ray, and its workers). Compares the
-means of the first and the last third of the maps; exits with 1 where they differ by more than 5 %.
+means of the first and the last third of the maps; exits with 1 where something grew by more than 5 %.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Units of work: tiles cover every pixel once, order does not matter, writers own whole chunks."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.units import (
     read_units,
     write_units,
 )
+from tests.late_actor import LateSecond
 
 
 @settings(max_examples=60, deadline=None)
@@ -146,3 +148,12 @@ def test_long_reads_leave_room_for_writes(ray_cluster: None, tmp_path: Path) -> 
     whole: Any = zarr.open_group(tmp_path / "map.zarr", mode="r")["class"]
     expected = np.arange(units).reshape(10, 8).repeat(SIDE, 0).repeat(SIDE, 1)
     assert np.array_equal(whole[...], expected)
+
+
+@pytest.mark.cluster
+def test_the_first_actor_leaves_tiles_to_the_second(ray_cluster: None, tmp_path: Path) -> None:
+    source = UnitSource("tiles", range(2), TinyReader(TileGrid(SIDE, 2 * SIDE, SIDE)), SIDE**2 * 4)
+    shares = replace(share_out(ClusterConfig(gpu=False)), actors=2, num_cpus=0.25)
+    rows = shares.through_actors(read_units(source), 2, LateSecond, (tmp_path,)).take_all()
+    assert sorted(row["unit"] for row in rows) == [0, 1]
+    assert len({row["process"] for row in rows}) == 2
