@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.parts --scene SCENE --config FILE --out DIR [--seeds 0,1,2]
 [--protocols random,blocks] [--parts NAME,...]``. Reduction and pretraining see no labels: parts with the same
-U-Net share them (DIR/base, DIR/base_multistage), and each run (DIR/<protocol>_seed<n>/<part>) begins from a
+U-Net share them (DIR/base, DIR/base_<part>), and each run (DIR/<protocol>_seed<n>/<part>) begins from a
 copy. The same command resumes. Leaves DIR/parts.json and DIR/parts.md.
 """
 
@@ -28,7 +28,7 @@ PARTS = {
     "selective fusion (default)": [],
     "hyperfeatures": ["fusion.kind=hyperfeatures"],
     "one timestep": ["features.timesteps=[50]"],
-    "one timestep, one stage": ["features.timesteps=[50]", "features.stages=[5]"],
+    "one timestep and stage": ["features.timesteps=[50]", "features.stages=[5]"],
     "multistage U-Net": ["unet.kind=multistage"],
     "SSFTT alone": ["classifier.kind=ssftt", "features.spectra=[]"],
     "SSFTT with diffusion features": ["classifier.kind=diffusion_ssftt", "features.spectra=[]"],
@@ -65,7 +65,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for part in parts:
-        base = _base(command, folder, part, overrides)
+        base = _base(command, folder, part, config_file, overrides)
         for protocol in protocols:
             for seed in seeds:
                 run = RunFolder(folder / f"{protocol}_seed{seed}" / _file_name(part))
@@ -91,11 +91,15 @@ def _file_name(part: str) -> str:
     return re.sub(r"\W+", "_", part.lower()).strip("_")
 
 
-def _base(command: list[str], folder: Path, part: str, overrides: Sequence[str]) -> RunFolder:
-    """The run that has reduced the cube and pretrained the part's U-Net."""
-    unet = [setting for setting in PARTS[part] if setting.startswith("unet.")]
-    base = RunFolder(folder / ("base_" + _file_name(part) if unet else "base"))
-    pipeline_until(command, base, [*overrides_of(overrides, None), *unet], "pretrain")
+def _base(
+    command: list[str], folder: Path, part: str, config_file: str | None, overrides: Sequence[str]
+) -> RunFolder:
+    """The run that has reduced the cube and pretrained the part's U-Net, or none for a part without."""
+    settings = [setting for setting in PARTS[part] if setting.startswith("unet.")]
+    if not load_config(config_file, PARTS[part]).reads_features:
+        settings = PARTS[part]
+    base = RunFolder(folder / ("base_" + _file_name(part) if settings else "base"))
+    pipeline_until(command, base, [*overrides_of(overrides, None), *settings], "pretrain")
     return base
 
 

@@ -150,8 +150,9 @@ def _measured(case: Case, work: Path) -> dict[str, Any]:
     with metered("map", case.tiles, "tiles") as (meter, _):
         map_stage.create(folder, open_scene(str(work / "scene.zarr")), grid)
         shares = Shares(
-            case.workers, 1, _ACTOR_CPUS, num_gpus=1, workers=1, worker_threads=1, worker_cpus=0.25
-        )
+            actors=case.workers, fixed=False, threads=1, num_cpus=_ACTOR_CPUS, num_gpus=1,
+            workers=1, worker_threads=1, worker_cpus=0.25,
+        )  # fmt: skip
         source = UnitSource("map: tiles", folder.todo("map", units), TinyReader(grid), SIDE**2 * 4)
         begun = time.time()
         with _Spent(folder.markers("map")) as spent:

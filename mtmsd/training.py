@@ -126,6 +126,11 @@ class Averaged:
             self.weights[name].lerp_(value, 1 - decay)
 
 
+def share_of(batch: int, worker: int, workers: int) -> slice:
+    """Which samples of a batch are a worker's: the same number for all, or one more for some."""
+    return slice(batch * worker // workers, batch * (worker + 1) // workers)
+
+
 def pretrain_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -136,6 +141,7 @@ def pretrain_step(
     seed: int,
     step: int,
     share: slice,
+    workers: int = 1,
     cuts: Sequence[int] = (),
 ) -> float:
     """One optimiser step on this worker's share of the global batch.
@@ -149,6 +155,7 @@ def pretrain_step(
         seed: Of the run.
         step: 0-based.
         share: Which samples of the global batch the patches are.
+        workers: Over how many the model averages gradients; a larger share than others' weighs more.
         cuts: First timesteps of the model's intervals but the first; the step draws from one interval.
 
     Returns:
@@ -170,7 +177,8 @@ def pretrain_step(
         output = model(x_t, t_N)
     loss = schedule.hybrid_loss(output, x0, t_N, noise, valid)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    weight = (share.stop - share.start) * workers / config.batch
+    (weight * loss).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimizer.step()
     return float(loss.detach())

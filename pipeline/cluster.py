@@ -1,7 +1,7 @@
 """Ray: start or join a cluster, share out its CPUs and GPUs.
 
-Actors take 3/4 of a CPU per torch thread, so that reads and writes (1/4 CPU each) always find room:
-pools that take every CPU wait for ever for their input. Threads times actors are the cores.
+Actors take a little less than a CPU per torch thread, so that reads and writes (1/4 CPU each) always find
+room: pools that take every CPU wait for ever for their input. Threads times actors are the cores.
 """
 
 import logging
@@ -24,7 +24,10 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
 from pipeline.units import IO_CPUS
 
-_THREAD_CPUS = 0.75
+_SPARE_CPUS = 0.5
+"""What the actors leave of the largest node; one actor more must not fit into it."""
+_LEAST_CPUS = 0.75
+"""Of an actor's thread, where nodes have but one CPU or two."""
 _IDLE_MS = 600_000
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _ROOT = str(Path(__file__).resolve().parent.parent)
@@ -111,6 +114,8 @@ def _quiet_data() -> None:
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1  # a batch on a slow machine may take long
+    # A pool whose actors are all busy takes what a node that joins has to offer.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.ERROR)
@@ -118,9 +123,10 @@ def _quiet_data() -> None:
 
 @dataclass(frozen=True)
 class Shares:
-    """What one actor or training worker gets."""
+    """What one actor or training worker gets, and how many of them there are."""
 
     actors: int
+    fixed: bool
     threads: int
     num_cpus: float
     num_gpus: int
@@ -136,13 +142,19 @@ class Shares:
     def through_actors(
         self, dataset: ray.data.Dataset, units: int, actor: type, arguments: tuple[Any, ...]
     ) -> ray.data.Dataset:
-        """Take each row through one of a fixed pool of actors, no more of them than units."""
+        """Take each row through a pool of actors, no more of them than units.
+
+        Unless their number is fixed, the pool grows by what nodes that join have room for.
+        """
+        least = max(1, min(self.actors, units))
         return dataset.map_batches(
             actor,
             fn_constructor_args=arguments,
             batch_size=1,
             compute=ActorPoolStrategy(
-                size=max(1, min(self.actors, units)), max_tasks_in_flight_per_actor=2 if self.gpu else 1
+                min_size=least,
+                max_size=least if self.fixed else max(1, units),
+                max_tasks_in_flight_per_actor=2 if self.gpu else 1,
             ),
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus,
@@ -150,7 +162,7 @@ class Shares:
 
 
 def share_out(config: ClusterConfig) -> Shares:
-    """Fit the configuration to the cluster.
+    """Fit the configuration to the cluster as it is now.
 
     Raises:
         UserError: The cluster has too few CPUs or GPUs for the actors or workers that were asked for.
@@ -160,8 +172,10 @@ def share_out(config: ClusterConfig) -> Shares:
     use_gpu = gpus > 0 if config.gpu is None else config.gpu
     if use_gpu and not gpus:
         raise UserError("cluster.gpu: true, but the cluster has no GPU; set cluster.gpu=false")
-    actors = config.actors or (gpus if use_gpu else max(1, cpus // config.threads))
-    num_cpus = _THREAD_CPUS * config.threads
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    nodes = [count for count in nodes if count] or [1]
+    actors = config.actors or (gpus if use_gpu else max(1, sum(int(n // config.threads) for n in nodes)))
+    num_cpus = config.threads * max(_LEAST_CPUS, 1 - _SPARE_CPUS / max(nodes))
     if actors * num_cpus + IO_CPUS > cpus or (use_gpu and actors > gpus):
         raise UserError(
             f"cluster.actors = {actors} with cluster.threads = {config.threads} need "
@@ -171,7 +185,15 @@ def share_out(config: ClusterConfig) -> Shares:
     workers = config.train_workers
     if use_gpu and workers > gpus:
         raise UserError(f"cluster.train_workers = {workers} need as many GPUs; the cluster has {gpus}")
-    nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
-    worker_threads = config.train_threads or max(1, cpus // max(workers, nodes))
+    worker_threads = config.train_threads or max(1, cpus // max(workers, len(nodes)))
     worker_cpus = max(0.25, min(worker_threads, cpus / workers) * 0.5)
-    return Shares(actors, config.threads, num_cpus, int(use_gpu), workers, worker_threads, worker_cpus)
+    return Shares(
+        actors=actors,
+        fixed=config.actors is not None,
+        threads=config.threads,
+        num_cpus=num_cpus,
+        num_gpus=int(use_gpu),
+        workers=workers,
+        worker_threads=worker_threads,
+        worker_cpus=worker_cpus,
+    )

@@ -62,6 +62,8 @@ class ClusterConfig(_Section):
     """Torch threads of an actor."""
     train_workers: int = Field(default=1, ge=1)
     """Data-parallel workers of pretraining."""
+    min_train_workers: int | None = Field(default=None, ge=1)
+    """So few go on where nodes are lost; absent: the training waits until there is room for all."""
     train_threads: int | None = Field(default=None, ge=1)
     """Torch threads of a pretraining worker; absent: the node's CPUs shared by its workers."""
     gpu: bool | None = None
@@ -125,6 +127,11 @@ class Config(_Section):
             raise ValueError(
                 f"pretrain.batch must be a multiple of cluster.train_workers "
                 f"({self.cluster.train_workers}), found {self.pretrain.batch}"
+            )
+        if (self.cluster.min_train_workers or 1) > self.cluster.train_workers:
+            raise ValueError(
+                f"cluster.min_train_workers must be at most cluster.train_workers "
+                f"({self.cluster.train_workers}), found {self.cluster.min_train_workers}"
             )
         return self
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from mtmsd.diffusion import Schedule
 from mtmsd.multistage import find_cuts
-from mtmsd.training import Averaged, make_optimizer, pretrain_step
+from mtmsd.training import Averaged, make_optimizer, pretrain_step, share_of
 from mtmsd.unets import make_unet
 from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
@@ -64,6 +64,7 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
             name=f"diffusion-{fingerprint[:8]}",
             storage=folder.pretrain / "ray_train",
             workers=shares.workers,
+            least=config.cluster.min_train_workers,
             resources={"CPU": shares.worker_cpus, "GPU": shares.num_gpus},
         )
         _publish(config, folder, Reduced(str(folder.reduced)).shape[0])
@@ -111,8 +112,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
     context = ray.train.get_context()
     workers, rank = context.get_world_size(), context.get_world_rank()
-    per_worker = config.pretrain.batch // workers
-    share = slice(rank * per_worker, (rank + 1) * per_worker)
+    share = share_of(config.pretrain.batch, rank, workers)
     reduced = Reduced(settings["reduced"])
     device = ray.train.torch.get_device()
     torch.manual_seed(config.seed)
@@ -147,6 +147,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
                 seed=config.seed,
                 step=step,
                 share=share,
+                workers=workers,
                 cuts=config.unet.cuts or (),
             )
         )
@@ -183,16 +184,18 @@ def _patches(
     steps = range(start, config.pretrain.steps)
     intervals = [steps[i : i + length] for i in range(0, len(steps), length)]
 
-    def read(interval: range) -> list[Row]:
+    def read_interval(interval: range) -> list[Row]:
         source = UnitSource("pretrain: patches", interval, reader, step_bytes)
-        rows = read_units(source, tasks=_INTERVAL_TASKS, together=_INTERVAL_STEPS).iter_rows()
+        # No CPUs: where nodes were lost, the workers may hold all that are left.
+        read = read_units(source, tasks=_INTERVAL_TASKS, together=_INTERVAL_STEPS, num_cpus=0)
+        rows = read.iter_rows()
         return sorted(rows, key=lambda row: int(row["unit"]))
 
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        pending = [ahead.submit(read, interval) for interval in intervals[:1]]
+        pending = [ahead.submit(read_interval, interval) for interval in intervals[:1]]
         for following in range(1, len(intervals) + 1):
             rows = pending.pop().result()
-            pending += [ahead.submit(read, interval) for interval in intervals[following : following + 1]]
+            pending += [ahead.submit(read_interval, more) for more in intervals[following : following + 1]]
             for row in rows:
                 yield int(row["unit"]), torch.tensor(row["patches"], device=device)
 

@@ -30,6 +30,7 @@ def fit(
     storage: Path,
     workers: int,
     resources: dict[str, float],
+    least: int | None = None,
 ) -> None:
     """Run a training loop on workers; when one dies, all begin the loop anew, three times at most.
 
@@ -41,15 +42,22 @@ def fit(
             folder lies in an object store, a temporary folder of this machine stands for it.
         workers: Their number.
         resources: CPUs and GPUs of one worker.
+        least: So few workers go on where there is no room for all; absent: all wait for room.
     """
     if not is_local(storage):
         storage = Path(tempfile.mkdtemp(prefix="mtmsd-"))
     shutil.rmtree(storage, ignore_errors=True)
+    use_gpu = resources["GPU"] > 0
+    number: Any = (least, workers) if least else workers  # Ray's annotation knows no pair
     trainer = _Trainer(
         loop,
         train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=resources["GPU"] > 0, resources_per_worker=resources
+            num_workers=number,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            # Workers that ask for half of a node's CPUs would otherwise share one node of many.
+            placement_strategy="PACK" if use_gpu else "SPREAD",
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,15 +37,24 @@ def _hearing_interrupts() -> Iterator[None]:
 
 
 class Driver:
-    """``pipeline/run.py`` in a process of its own, with a Ray of its own unless there is RAY_ADDRESS."""
+    """``pipeline/run.py`` in a process of its own, with a Ray of its own unless there is RAY_ADDRESS.
+
+    ``within`` is a command that runs it, such as that of a network namespace.
+    """
 
     def __init__(
-        self, scene: Path | str, out: Path | str, *more: str, script: Path = ROOT / "pipeline" / "run.py"
+        self,
+        scene: Path | str,
+        out: Path | str,
+        *more: str,
+        script: Path = ROOT / "pipeline" / "run.py",
+        within: Sequence[str] = (),
     ) -> None:
         self.mark = f"MTMSD_FAULT={uuid.uuid4().hex}"
         name, _, value = self.mark.partition("=")
         self._log = Path(tempfile.gettempdir()) / f"mtmsd-{value}.log"  # not beside ``out``: disks fill
-        command = [sys.executable, str(script), str(scene), "--config", str(TINY), "--out", str(out), *more]
+        command = [*within, sys.executable, str(script), str(scene), "--config", str(TINY), "--out", str(out)]
+        command += more
         with self._log.open("w") as log, _hearing_interrupts():
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,

@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 def machine(monkeypatch: pytest.MonkeyPatch):
     def make(cpus: float, gpus: float = 0, nodes: int = 1) -> None:
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
-        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * nodes)
+        each = {"Alive": True, "Resources": {"CPU": cpus / nodes}}
+        monkeypatch.setattr(ray, "nodes", lambda: [each] * nodes)
 
     return make
 
@@ -27,6 +28,16 @@ def test_actors_leave_room_for_reads(cpus: int, machine) -> None:
     assert shares.actors * shares.threads == cpus
     assert shares.actors * shares.num_cpus + 0.25 <= cpus
     assert shares.workers * shares.worker_cpus < cpus
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("cpus", [*range(3, 18), 32, 64, 192])
+def test_no_actor_more_fits_into_a_node(cpus: int, threads: int, machine) -> None:
+    """A pool that may grow must grow by new nodes alone."""
+    machine(2 * cpus, nodes=2)
+    shares = share_out(ClusterConfig(threads=threads))
+    assert shares.actors == 2 * (cpus // threads)
+    assert cpus // shares.num_cpus == cpus // threads
 
 
 def test_gpus_are_taken_when_there_are_any(machine) -> None:

@@ -69,6 +69,7 @@ def test_the_table_has_means_and_deviations() -> None:
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(UserError, match="--parts nothing: expected some of selective fusion"):
         parts._parts("hyperfeatures,nothing")
+    assert parts._parts(",".join(parts.PARTS)) == list(parts.PARTS)
 
 
 def test_features_of_one_timestep_and_stage(monkeypatch: pytest.MonkeyPatch) -> None:

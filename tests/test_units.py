@@ -26,7 +26,7 @@ from pipeline.units import (
     read_units,
     write_units,
 )
-from tests.late_actor import LateSecond
+from tests.actors import LateSecond
 
 
 @settings(max_examples=60, deadline=None)

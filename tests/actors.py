@@ -1,4 +1,4 @@
-"""An actor for Ray's processes, which import it by name: of two, the second stands late."""
+"""Actors for Ray's processes, which import them by name."""
 
 import os
 import time
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 
 class LateSecond:
@@ -24,6 +25,17 @@ class LateSecond:
         self._begun.touch()
         _wait_for(self._stands)
         return {"unit": batch["unit"], "process": np.array([os.getpid()])}
+
+
+class Sleeper:
+    """Takes as long as it is told, and says on which node it stands."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(self._seconds)
+        return {"unit": batch["unit"], "node": np.array([ray.get_runtime_context().get_node_id()])}
 
 
 def _wait_for(path: Path) -> None:
