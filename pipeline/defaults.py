@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from mtmsd.split import SplitConfig
@@ -53,10 +52,9 @@ def scene_rules(scene: Scene) -> Settings:
 
 
 def _train_fraction(scene: Scene) -> float:
-    counts = np.unique(scene.labelled_pixels()[2], return_counts=True)[1]
-    counts = counts[counts >= SplitConfig.min_class]
+    counts = [count for count in scene.label_counts().values() if count >= SplitConfig.min_class]
     least, most = _TRAIN_FRACTION
-    return min(max(least, round(_TRAIN_PER_CLASS * len(counts) / max(1, int(counts.sum())), 2)), most)
+    return min(max(least, round(_TRAIN_PER_CLASS * len(counts) / max(1, sum(counts)), 2)), most)
 
 
 def machine_rules(folder: RunFolder, values: Mapping[str, Any]) -> Settings:

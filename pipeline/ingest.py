@@ -13,7 +13,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import click
-import numpy as np
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline import ingest_bands, ingest_options
@@ -135,8 +134,7 @@ def summary(scene: Scene) -> str:
     ]
     if scene.classes is None:
         return "\n".join([*lines, "  labels  none"])
-    codes, counts = np.unique(scene.labelled_pixels()[2], return_counts=True)
-    count = dict(zip(codes.tolist(), counts.tolist(), strict=True))
+    count = scene.label_counts()
     lines.append(f"  labels  {sum(count.values())} pixels in {len(count)} classes")
     for code, name in zip(scene.classes.codes, scene.classes.names, strict=True):
         lines.append(f"  {code:6d}  {name:<32} {count.get(code, 0):>10}")

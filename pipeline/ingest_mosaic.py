@@ -16,6 +16,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Wavelengths further apart than this, in nm, are different bands.
 _SAME_BAND_NM = 0.5
+# Bands that are averaged at once, as float64.
+_BANDS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -43,39 +45,46 @@ class Mosaic:
     def block(self, y0: int, y1: int, x0: int, x1: int) -> Array:
         """Return a block of the mosaic (band, y, x).
 
-        A pixel takes its whole spectrum from one line, unless the rule is "mean". Memory: two or
-        three blocks and one window of a line.
+        A pixel takes its whole spectrum from one line, unless the rule is "mean". Memory: a block and
+        one window of a line, with "mean" of each line.
         """
         bands = self.lines[0].data.shape[0]
         result = np.full((bands, y1 - y0, x1 - x0), self.fill, self.dtype)
-        total = np.zeros(result.shape, np.float64) if self.overlap == "mean" else None
-        count = np.zeros(result.shape, np.uint16) if self.overlap == "mean" else None
-        for i, line in enumerate(self.lines):
-            found = line.read(y0, y1, x0, x1)
-            if found is None:
-                continue
-            valid = has_data(found, self.fill)
-            if total is not None and count is not None:
-                value = np.where(valid, found, 0).astype(np.float64)
-                total += self._balanced(value, i) * valid
-                count += valid
-                continue
+        read = ((i, line.read(y0, y1, x0, x1)) for i, line in enumerate(self.lines))
+        found = ((i, block) for i, block in read if block is not None)
+        if self.overlap == "mean":
+            return self._mean(dict(found), result)
+        for i, block in found:
+            valid = has_data(block, self.fill)
             shown = valid.any(axis=0)
             if self.overlap == "first":
                 shown &= ~has_data(result, self.fill).any(axis=0)
-            spectra = found[:, shown]
+            spectra = block[:, shown]
             if self.gains is not None:
-                spectra = self._stored(self._balanced(spectra.astype(np.float64), i), valid[:, shown])
+                spectra = self._balanced(spectra.astype(np.float64), self.gains[i])
+                spectra = self._stored(spectra, valid[:, shown])
             result[:, shown] = spectra
-        if total is None or count is None:
-            return result
-        return self._stored(total / np.maximum(count, 1), count > 0)
+        return result
 
-    def _balanced(self, values: Array, line: int) -> Array:
-        """Return float numbers (band, …) of a line, multiplied with its gains."""
-        if self.gains is None:
-            return values
-        gain = self.gains[line].reshape(-1, *[1] * (values.ndim - 1))
+    def _mean(self, blocks: dict[int, Array], result: Array) -> Array:
+        """Fill the result with the mean of the lines, some bands at a time."""
+        for first in range(0, len(result), _BANDS_AT_ONCE):
+            bands = slice(first, first + _BANDS_AT_ONCE)
+            total = np.zeros(result[bands].shape, np.float64)
+            count = np.zeros(total.shape, np.uint16)
+            for i, block in blocks.items():
+                valid = has_data(block[bands], self.fill)
+                value = np.where(valid, block[bands], 0).astype(np.float64)
+                if self.gains is not None:
+                    value = self._balanced(value, self.gains[i][bands])
+                total += value * valid
+                count += valid
+            result[bands] = self._stored(total / np.maximum(count, 1), count > 0)
+        return result
+
+    def _balanced(self, values: Array, gains: Array) -> Array:
+        """Return float numbers (band, …) multiplied with the gain of each band."""
+        gain = gains.reshape(-1, *[1] * (values.ndim - 1))
         balanced: Array = (values - self.zero) * gain + self.zero
         return balanced
 

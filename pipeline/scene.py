@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,6 +101,15 @@ class Scene:
         order = np.argsort(position, kind="stable")
         y_index, x_index = np.divmod(position[order], self.width)
         return y_index, x_index, np.concatenate(codes)[order]
+
+    def label_counts(self) -> dict[int, int]:
+        """Return code -> labelled pixels, by code, counted chunk by chunk; empty without labels."""
+        labels = _stored(self).labels
+        counts: Counter[int] = Counter()
+        for region in scene_arrays.regions(labels) if labels is not None else ():
+            codes, found = np.unique(scene_arrays.codes(cast(ZarrArray, labels), region), return_counts=True)
+            counts.update(dict(zip(codes.tolist(), found.tolist(), strict=True)))
+        return {code: counts[code] for code in sorted(counts) if code}
 
     def fingerprint(self) -> str:
         """Return a sha256 of the scene without labels: its metadata and at most 64 chunks.

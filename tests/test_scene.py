@@ -72,6 +72,7 @@ def test_what_was_written_is_read(path: Path) -> None:
     y, x, code = scene.labelled_pixels()
     assert [y.tolist(), x.tolist(), code.tolist()] == [[0, 7, 20], [33, 2, 0], [300, 3, 3]]
     assert [str(a.dtype) for a in (y, x, code)] == ["int64"] * 3
+    assert list(scene.label_counts().items()) == [(3, 2), (300, 1)]
 
 
 def test_is_small_and_reads_in_another_process(path: Path) -> None:
@@ -235,6 +236,7 @@ def test_without_labels(tmp_path: Path) -> None:
     assert (scene.classes, scene.label_fingerprint()) == (None, None)
     assert (scene.crs_wkt, scene.transform, scene.wavelength_nm) == (None, None, None)
     assert [len(a) for a in scene.labelled_pixels()] == [0, 0, 0]
+    assert scene.label_counts() == {}
     with pytest.raises(ValueError, match="has no labels"):
         scene.read_labels(0, 1, 0, 1)
 
