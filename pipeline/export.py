@@ -124,6 +124,7 @@ def _write_cog(
         "bigtiff": "IF_SAFER",
     }
     options = {"compress": "DEFLATE", "bigtiff": "IF_SAFER", "overview_resampling": "AVERAGE"}
+    options["num_threads"] = "ALL_CPUS"
     if table is not None:
         options["overview_resampling"] = "MODE"
     elif dtype.kind == "f":

@@ -5,7 +5,10 @@ neither. Beside their CF coordinates, groups carry the Zarr conventions of GeoZa
 there are overviews, multiscales.
 """
 
+import itertools
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +26,7 @@ ZarrArray = zarr.Array[Any]
 LAYERS = ("class", "confidence", "entropy")
 SMALL_ENOUGH = 512  # pixels along the larger side of the coarsest overview
 WORTH_IT = 256  # a map up to this size gets no overview
+_LARGEST = np.uint32(2**16 - 1)  # class code
 _CONVENTIONS = {
     "multiscales": ("d35379db-88df-4056-af3a-620245f8e347", "Multiscale layout of zarr datasets"),
     "spatial": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"),
@@ -44,15 +48,19 @@ def overview_steps(height: int, width: int) -> tuple[int, ...]:
 
 
 def majority(codes: Array) -> Array:
-    """Return the most frequent code of every 2 x 2 pixels of codes (2y, 2x) as (y, x).
+    """Return the most frequent code (0..65535) of every 2 x 2 pixels of codes (2y, 2x) as (y, x).
 
     0 (no data) only where all four are 0; of equally frequent codes the smallest.
     """
-    four = _quarters(codes).astype(np.int64)
-    votes = (four[:, None] == four[None, :]).sum(axis=1)
-    rank = np.where(four > 0, votes * 2**32 - four, -(2**62))
-    best = rank.argmax(axis=0)
-    return np.asarray(np.take_along_axis(four, best[None], axis=0)[0].astype(codes.dtype))
+    four = _quarters(codes)
+    same = np.ones(four.shape, np.uint32)
+    for i, j in itertools.combinations(range(4), 2):
+        equal = four[i] == four[j]
+        same[i] += equal
+        same[j] += equal
+    # More votes first, then the smaller code.
+    rank = np.where(four > 0, same << 16 | (_LARGEST - four), 0).max(axis=0)
+    return np.where(rank > 0, _LARGEST - (rank & _LARGEST), 0).astype(codes.dtype)
 
 
 def mean(values: Array) -> Array:
@@ -127,7 +135,7 @@ def _windows(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[
 
 
 def _write_level(source: ZarrArray, level: zarr.Group) -> None:
-    """Add `source` at half its resolution to a group, under its name."""
+    """Add `source` at half its resolution to a group, under its name; chunks by as many threads as cores."""
     shape = tuple(-(-n // 2) for n in source.shape)
     chunks = tuple(min(c, n) for c, n in zip(source.chunks, shape, strict=True))
     target = named_array(
@@ -142,11 +150,17 @@ def _write_level(source: ZarrArray, level: zarr.Group) -> None:
         fill_value=source.fill_value,
     )
     whole = source.dtype.kind in "iu"
-    for y, x in _windows(shape, chunks):
+
+    def reduce(window: tuple[slice, slice]) -> None:
+        y, x = window
         fine = np.asarray(source[2 * y.start : 2 * y.stop, 2 * x.start : 2 * x.stop])
         missing = [(0, n % 2) for n in fine.shape]  # at an odd edge the outer pixels do not exist
         fine = np.pad(fine, missing, constant_values=0 if whole else np.nan)
         target[y, x] = majority(fine) if whole else mean(fine)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(reduce, _windows(shape, chunks)):
+            pass
 
 
 def _spatial(scene: Scene, height: int, width: int, step: int) -> dict[str, Any]:
