@@ -46,7 +46,7 @@ FLOORS = {"efficiency": 0.90, "driver_ms": 5.0, "memory": 1.10}
 _STEADY_S = 1.0
 """Shorter tiles come faster than two cores can schedule and write them: no floor for their efficiency."""
 _CPUS = 8
-"""Of the node: with 2 reads and writes have too few places, with 50 more processes start than two cores bear."""
+"""Of the node: with 2 reads and writes have too few places; with 50 too many processes start."""
 _ACTOR_CPUS = 0.01
 """An actor that sleeps leaves the CPUs to reads and writes, four of them a CPU."""
 _CHECKED = 500
