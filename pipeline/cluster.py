@@ -183,8 +183,9 @@ def share_out(config: ClusterConfig) -> Shares:
             f"the cluster has {cpus} CPUs and {gpus} GPUs"
         )
     workers = config.train_workers
-    if use_gpu and workers > gpus:
-        raise UserError(f"cluster.train_workers = {workers} need as many GPUs; the cluster has {gpus}")
+    if use_gpu and (least := config.min_train_workers or workers) > gpus:
+        setting = "min_train_workers" if config.min_train_workers else "train_workers"
+        raise UserError(f"cluster.{setting} = {least} need as many GPUs; the cluster has {gpus}")
     worker_threads = config.train_threads or max(1, cpus // max(workers, len(nodes)))
     worker_cpus = max(0.25, min(worker_threads, cpus / workers) * 0.5)
     return Shares(

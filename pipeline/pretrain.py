@@ -184,18 +184,17 @@ def _patches(
     steps = range(start, config.pretrain.steps)
     intervals = [steps[i : i + length] for i in range(0, len(steps), length)]
 
-    def read_interval(interval: range) -> list[Row]:
+    def read(interval: range) -> list[Row]:
         source = UnitSource("pretrain: patches", interval, reader, step_bytes)
         # No CPUs: where nodes were lost, the workers may hold all that are left.
-        read = read_units(source, tasks=_INTERVAL_TASKS, together=_INTERVAL_STEPS, num_cpus=0)
-        rows = read.iter_rows()
-        return sorted(rows, key=lambda row: int(row["unit"]))
+        dataset = read_units(source, tasks=_INTERVAL_TASKS, together=_INTERVAL_STEPS, num_cpus=0)
+        return sorted(dataset.iter_rows(), key=lambda row: int(row["unit"]))
 
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        pending = [ahead.submit(read_interval, interval) for interval in intervals[:1]]
+        pending = [ahead.submit(read, interval) for interval in intervals[:1]]
         for following in range(1, len(intervals) + 1):
             rows = pending.pop().result()
-            pending += [ahead.submit(read_interval, more) for more in intervals[following : following + 1]]
+            pending += [ahead.submit(read, more) for more in intervals[following : following + 1]]
             for row in rows:
                 yield int(row["unit"]), torch.tensor(row["patches"], device=device)
 

@@ -61,6 +61,14 @@ def test_what_cannot_be_placed_is_refused(settings: dict, words: str, machine) -
         share_out(ClusterConfig(**settings))
 
 
+def test_fewer_gpus_than_workers_do_where_fewer_may_train(machine) -> None:
+    machine(32, gpus=2)
+    assert share_out(ClusterConfig(train_workers=4, min_train_workers=2)).workers == 4
+    for settings, words in (({}, "train_workers = 4"), ({"min_train_workers": 3}, "min_train_workers = 3")):
+        with pytest.raises(UserError, match=rf"cluster\.{words} need as many GPUs; the cluster has 2"):
+            share_out(ClusterConfig(train_workers=4, **settings))
+
+
 def test_a_ray_that_does_not_come_up_is_told_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(**_: Any) -> None:
         raise Exception("The current node timed out during startup. This could happen because ...")

@@ -64,5 +64,6 @@ def test_pretraining_goes_on_with_the_workers_that_remain(
         time.sleep(0.05)
     for node in others:
         cluster.remove_node(node, allow_graceful=False)
+    assert not (folder / "history.json").exists(), "the training was over before nodes were removed"
     assert driver.wait() == 0, driver.said
     assert read_json(folder / "history.json")[-1]["step"] == steps

@@ -72,6 +72,24 @@ def test_an_unknown_part_is_refused() -> None:
     assert parts._parts(",".join(parts.PARTS)) == list(parts.PARTS)
 
 
+def test_parts_with_another_pretraining_have_a_base_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = {}
+
+    def note(_: list[str], run: RunFolder, settings: list[str], until: str) -> None:
+        begun[run.path.name] = settings
+
+    monkeypatch.setattr(parts, "pipeline_until", note)
+    for part in parts.PARTS:
+        parts._base(["scene.zarr"], tmp_path, part, None, ["pretrain.steps=2"])
+    assert begun == {
+        "base": ["pretrain.steps=2"],
+        "base_multistage_u_net": ["pretrain.steps=2", "unet.kind=multistage"],
+        "base_ssftt_alone": ["pretrain.steps=2", "classifier.kind=ssftt", "features.spectra=[]"],
+    }
+
+
 def test_features_of_one_timestep_and_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, ["unet.channels=32", "patches.size=16"])
     features = FeatureConfig(timesteps=(5, 10, 20), stages=(0, 3, 5))
