@@ -1,6 +1,7 @@
 """CPU time and holdings of the processes below this one, read from /proc (Linux)."""
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,3 +45,15 @@ def holdings(process: int) -> Holdings:
         return Holdings(private, len(os.listdir(folder / "fd")), len(os.listdir(folder / "task")))
     except OSError:
         return Holdings(0, 0, 0)
+
+
+def kind(process: int) -> str:
+    """What a living process is, in a word: that of Ray's title, or the program's or script's name."""
+    try:
+        words = (Path("/proc") / str(process) / "cmdline").read_text().split("\0")
+    except OSError:
+        return ""
+    if words[0].startswith("ray::"):
+        return re.split(r"[(. ]", words[0])[0]
+    scripts = [word for word in words if word.endswith(".py")]
+    return Path((scripts or words)[0]).name

@@ -15,6 +15,9 @@ from pipeline.units import Row, TileGrid
 
 SIDE = 8
 """Side of a tile, pixels: small, for the question is scheduling and not disks."""
+COMPONENTS = 6
+"""Of a tile, as by default: Ray cuts blocks by their bytes, which so relate as those of the map do."""
+ROW_BYTES = COMPONENTS * SIDE**2 * 4
 REPORTS = 7
 """Batches of windows in a tile of the default configuration (49, 8 at once); the meter is told of each."""
 
@@ -26,8 +29,8 @@ class TinyReader:
     grid: TileGrid
 
     def __call__(self, unit: int) -> Row:
-        """A tile of one component, without halo."""
-        cube = np.full((1, SIDE, SIDE), unit, np.float32)
+        """A tile without halo."""
+        cube = np.full((COMPONENTS, SIDE, SIDE), unit, np.float32)
         return {"cube": cube, "pixels": SIDE**2, "bytes_read": cube.nbytes}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from benchmarks.processes import Holdings, cpu_below, holdings
+from benchmarks.processes import Holdings, cpu_below, holdings, kind
 from benchmarks.record import publish
 from benchmarks.stand_in import stand_in
 from pipeline import map as map_stage
@@ -43,8 +43,9 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=30.0)
     options = parser.parse_args()
-    held = soak(options.minutes * 60)
+    held, kinds = soak(options.minutes * 60)
     rows = compared(held)
+    print(f"\nMiB by process, first and last third: {grown_most(kinds)}")
     publish(
         "soak", f"{len(held)} maps of {_SIDE} x {_SIDE} pixels in one Ray, {options.minutes:g} minutes",
         ["held", "first third", "last third", "ratio"], rows,
@@ -53,9 +54,10 @@ def main() -> None:
         sys.exit("\n".join(grown))
 
 
-def soak(seconds: float) -> list[list[float]]:
-    """Map until the time is over; what was held after each map, by ``COLUMNS``."""
-    config, work, held = load_config(None, SETTINGS), Path(tempfile.mkdtemp()), []
+def soak(seconds: float) -> tuple[list[list[float]], list[dict[str, float]]]:
+    """Map until the time is over; what was held after each map, by ``COLUMNS``, and MiB by process."""
+    config, work = load_config(None, SETTINGS), Path(tempfile.mkdtemp())
+    held, kinds = list[list[float]](), list[dict[str, float]]()
     try:
         folder, scene = stand_in(work / "run", config, _SIDE, _SIDE)
         with ray_session():
@@ -64,18 +66,39 @@ def soak(seconds: float) -> list[list[float]]:
                 folder.forget("map")
                 map_stage.run(config, folder, scene)
                 store = get_memory_info_reply(state).store_stats.object_store_bytes_used
-                held.append([*_held(), store / 2**20])
+                total, by_kind = _held()
+                held.append([*total, store / 2**20])
+                kinds.append(by_kind)
                 print(" ".join(f"{value:.4g}" for value in held[-1]), file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(work)
-    return held
+    return held, kinds
 
 
-def _held() -> list[float]:
-    mine = holdings(os.getpid())
-    all_of_them = [mine, *map(holdings, cpu_below())]
+def _held() -> tuple[list[float], dict[str, float]]:
+    """Memory (MiB), files and threads of this process and of all together; memory by kind of process."""
+    mine, by_kind = holdings(os.getpid()), dict[str, float]()
+    all_of_them = [mine]
+    for process in cpu_below():
+        all_of_them.append(holdings(process))
+        name = kind(process)
+        by_kind[name] = by_kind.get(name, 0.0) + all_of_them[-1].memory / 2**20
     together = Holdings(*(sum(parts) for parts in zip(*all_of_them, strict=True)))
-    return [part for one in (mine, together) for part in (one.memory / 2**20, one.files, one.threads)]
+    total = [part for one in (mine, together) for part in (one.memory / 2**20, one.files, one.threads)]
+    return total, by_kind
+
+
+def grown_most(kinds: list[dict[str, float]], most: int = 5) -> str:
+    """The kinds of process that gained most memory, in words."""
+    third = max(1, len(kinds) // 3)
+    names = {name for held in kinds for name in held}
+
+    def mean(name: str, part: list[dict[str, float]]) -> float:
+        return sum(held.get(name, 0.0) for held in part) / len(part)
+
+    found = [(name, mean(name, kinds[:third]), mean(name, kinds[-third:])) for name in names]
+    found.sort(key=lambda row: row[1] - row[2])
+    return "; ".join(f"{name} {before:.0f} to {after:.0f}" for name, before, after in found[:most])
 
 
 def compared(held: list[list[float]]) -> list[tuple[str, float, float, float]]:

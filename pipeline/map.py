@@ -37,6 +37,10 @@ from pipeline.units import ChunkSink, TileGrid, TileRegions, UnitSource, read_un
 _CACHED_BYTES = 6 << 20
 """Features of the pixels that are classified at once: they should stay in the processor's cache."""
 
+_ACTORS_A_WRITE = 8
+"""Many actors' tiles are written several by a task: Ray's work for a task is shared, and of the tiles that
+wait there are fewer than actors."""
+
 _STRIP = 64
 """Rows of a tile that are decided at once."""
 
@@ -75,7 +79,8 @@ def map_tiles(
 ) -> None:
     """Take a source's tiles through a pool of actors into ``map.zarr``, each with its marker."""
     made = shares.through_actors(read_units(source), len(source), actor, arguments)
-    write_units(made, ChunkSink("map.zarr", folder.map, tiles, folder.markers("map"), meter))
+    together = max(1, shares.actors // _ACTORS_A_WRITE)
+    write_units(made, ChunkSink("map.zarr", folder.map, tiles, folder.markers("map"), meter, together))
 
 
 def finish(folder: RunFolder, scene: Scene) -> None:

@@ -136,9 +136,15 @@ class ChunkSink(Datasink[None]):
         regions: Callable[[int], dict[str, Region]],
         markers: Path,
         meter: ActorHandle[Any],
+        together: int = 1,
     ) -> None:
         self._name, self._group, self._regions = name, str(group), regions
-        self._markers, self._meter = markers, meter
+        self._markers, self._meter, self._together = markers, meter, together
+
+    @property
+    def min_rows_per_write(self) -> int | None:
+        """Units that one task writes, as far as there are so many; they wait for each other."""
+        return self._together if self._together > 1 else None
 
     def get_name(self) -> str:
         """Name of the operator in the dashboard."""

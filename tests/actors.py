@@ -2,11 +2,16 @@
 
 import os
 import time
+import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from ray.data.block import Block
+
+from pipeline.units import ChunkSink
 
 
 class LateSecond:
@@ -36,6 +41,14 @@ class Sleeper:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         time.sleep(self._seconds)
         return {"unit": batch["unit"], "node": np.array([ray.get_runtime_context().get_node_id()])}
+
+
+class NotingSink(ChunkSink):
+    """Notes how many units each of its tasks was to write."""
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
+        units = sum(len(block) for block in blocks)
+        (self._markers / f"{units}-{uuid.uuid4().hex}").touch()
 
 
 def _wait_for(path: Path) -> None:

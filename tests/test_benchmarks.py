@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.processes import cpu_below, holdings
+from benchmarks.processes import cpu_below, holdings, kind
 from benchmarks.reference import plain_features
 from benchmarks.scale import Case, missed_floors
-from benchmarks.soak import COLUMNS, compared
+from benchmarks.soak import COLUMNS, compared, grown_most
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor, FeatureConfig
 from mtmsd.unet import UNet, UNetConfig
@@ -56,10 +56,12 @@ def test_cpu_time_of_processes_below() -> None:
         assert child.stdout is not None
         child.stdout.readline()
         assert 0.2 < cpu_below()[child.pid] < 1.5
+        assert kind(child.pid) == Path(sys.executable).name
     finally:
         child.kill()
         child.wait()
     assert child.pid not in cpu_below()
+    assert kind(child.pid) == ""
 
 
 def test_what_this_process_holds(tmp_path: Path) -> None:
@@ -79,3 +81,8 @@ def test_growth_over_a_soak() -> None:
     assert rows[0] == (COLUMNS[0], 100.5, 104.5, 104.5 / 100.5)
     assert {row[3] for row in rows[1:-1]} == {1.0}
     assert rows[-1][3] == float("inf"), "something where there was nothing"
+
+
+def test_the_processes_that_grow_most() -> None:
+    held = [{"raylet": 10.0, "driver": 5.0 + i} | ({"late": 3.0} if i == 2 else {}) for i in range(3)]
+    assert grown_most(held, most=2).split("; ") == ["late 0 to 3", "driver 5 to 7"]

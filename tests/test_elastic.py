@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from benchmarks.sleeper import SIDE, TinyReader
+from benchmarks.sleeper import ROW_BYTES, SIDE, TinyReader
 from pipeline.artifacts import read_json
 from pipeline.cluster import ray_session, share_out
 from pipeline.config import ClusterConfig
@@ -35,7 +35,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 @pytest.mark.parametrize(("asked", "used"), [(None, 2), (1, 1)])
 def test_a_node_joins_a_pool(asked: int | None, used: int, cluster: Cluster) -> None:
     """It is used, unless the number of actors was asked for."""
-    source = UnitSource("tiles", range(TILES), TinyReader(TileGrid(SIDE, TILES * SIDE, SIDE)), SIDE**2 * 4)
+    source = UnitSource("tiles", range(TILES), TinyReader(TileGrid(SIDE, TILES * SIDE, SIDE)), ROW_BYTES)
     with ray_session(quiet=True):
         shares = share_out(ClusterConfig(actors=asked))
         assert shares.actors == 1

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ray.data import DataContext
 from ray.data.block import BlockAccessor
 
-from benchmarks.sleeper import SIDE, SleepActor, TinyReader
+from benchmarks.sleeper import ROW_BYTES, SIDE, SleepActor, TinyReader
 from pipeline.cluster import share_out
 from pipeline.config import ClusterConfig
 from pipeline.progress import metered
@@ -26,7 +26,7 @@ from pipeline.units import (
     read_units,
     write_units,
 )
-from tests.actors import LateSecond
+from tests.actors import LateSecond, NotingSink, Sleeper
 
 
 @settings(max_examples=60, deadline=None)
@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_no_marker(tmp_path: Path) -> None:
 @pytest.mark.cluster
 def test_units_of_one_read_travel_in_small_blocks(ray_cluster: None) -> None:
     usual = DataContext.get_current().target_max_block_size
-    source = UnitSource("tiles", range(40), TinyReader(TileGrid(64, 64, SIDE)), SIDE**2 * 4)
+    source = UnitSource("tiles", range(40), TinyReader(TileGrid(64, 64, SIDE)), ROW_BYTES)
     blocks = [
         bundle.num_rows()
         for bundle in read_units(source, tasks=2, together=3).iter_internal_ref_bundles()
@@ -137,7 +137,7 @@ def test_long_reads_leave_room_for_writes(ray_cluster: None, tmp_path: Path) -> 
         group.create_array(name, shape=(80, 64), chunks=(SIDE, SIDE), dtype=kind, fill_value=0)
     (tmp_path / "done").mkdir()
     with metered("map", units, "tiles") as (meter, record):
-        source = UnitSource("tiles", range(units), TinyReader(grid), SIDE**2 * 4)
+        source = UnitSource("tiles", range(units), TinyReader(grid), ROW_BYTES)
         shares = share_out(ClusterConfig())
         rows = read_units(source, tasks=2, together=1)
         rows = shares.through_actors(rows, units, SleepActor, (0.0, meter))
@@ -151,8 +151,20 @@ def test_long_reads_leave_room_for_writes(ray_cluster: None, tmp_path: Path) -> 
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize(("together", "expected"), [(1, [1] * 10), (4, [2, 4, 4])])
+def test_units_written_by_one_task(
+    together: int, expected: list[int], ray_cluster: None, tmp_path: Path
+) -> None:
+    grid, meter = TileGrid(SIDE, 10 * SIDE, SIDE), cast(Any, None)
+    source = UnitSource("tiles", range(10), TinyReader(grid), ROW_BYTES)
+    rows = share_out(ClusterConfig(gpu=False)).through_actors(read_units(source), 10, Sleeper, (0.0,))
+    write_units(rows, NotingSink("map", tmp_path, TileRegions(grid, ()), tmp_path, meter, together))
+    assert sorted(int(note.name.split("-")[0]) for note in tmp_path.iterdir()) == expected
+
+
+@pytest.mark.cluster
 def test_the_first_actor_leaves_tiles_to_the_second(ray_cluster: None, tmp_path: Path) -> None:
-    source = UnitSource("tiles", range(2), TinyReader(TileGrid(SIDE, 2 * SIDE, SIDE)), SIDE**2 * 4)
+    source = UnitSource("tiles", range(2), TinyReader(TileGrid(SIDE, 2 * SIDE, SIDE)), ROW_BYTES)
     shares = replace(share_out(ClusterConfig(gpu=False)), actors=2, num_cpus=0.25)
     rows = shares.through_actors(read_units(source), 2, LateSecond, (tmp_path,)).take_all()
     assert sorted(row["unit"] for row in rows) == [0, 1]
