@@ -25,6 +25,7 @@ _PIECES = {
     "areas": ("AreaEstimates", "estimate_areas"),
     "bands": ("BandMap", "band_spacing", "in_order", "match_bands"),
     "calibration": ("Reliability", "fit_temperature", "fold_of"),
+    "conformal": ("Coverage", "class_sets", "set_threshold"),
     "classifier": ("ClassifierConfig", "Head", "Sizes"),
     "ensemble": ("Ensemble", "Prediction", "assemble", "combine"),
     "diffusion": ("DiffusionConfig", "Schedule", "shared_noise"),

@@ -54,6 +54,8 @@ class ClassifierConfig:
     calibrate: bool = True
     """Scale the logits by one temperature, fitted on held-out training pixels, so that confidence is the
     share that is right (costs as many trainings again; the paper: no)."""
+    set_level: float = 0.95
+    """Share of the sets of classes (conformal.py) that are to hold the truth; with ``calibrate``."""
 
     def __post_init__(self) -> None:
         """Refuse an empty ensemble or training."""
@@ -62,6 +64,8 @@ class ClassifierConfig:
                 raise ValueError(f"classifier.{name} must be at least {least}, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"classifier.dropout must lie in [0, 1), found {self.dropout}")
+        if not 0 < self.set_level < 1:
+            raise ValueError(f"classifier.set_level must lie in (0, 1), found {self.set_level}")
         if self.patch < 7 or self.patch % 2 == 0:
             raise ValueError(
                 f"classifier.patch must be odd, for the pixel lies in its middle, and at least 7, for the "

@@ -143,8 +143,17 @@ class Ensemble:
     @torch.inference_mode()
     def __call__(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Prediction:
         """Classify pixels, each with pooled features of its own."""
+        return self.decide(self.pixel_evidence(centre_NTK, pooled_NTK, spectra_NE))
+
+    @torch.inference_mode()
+    def pixel_evidence(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Tensor:
+        """What the members say of pixels (N, V), each with pooled features of its own."""
         centre = ((centre_NTK - self.mean_2TK[0]) * self.scale_2TK[0]).transpose(0, 1)
-        return self.classify(centre, self.window_votes(pooled_NTK), spectra_NE)
+        return self.evidence(centre, self.window_votes(pooled_NTK), spectra_NE)
+
+    def mean_probabilities(self, evidence_PV: Tensor) -> Tensor:
+        """The members' mean class probabilities (P, C), out of their evidence."""
+        return evidence_PV[:, : self._classes]
 
 
 class PlainEnsemble(Ensemble):

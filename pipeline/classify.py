@@ -14,6 +14,7 @@ import zarr
 from ray.actor import ActorHandle
 
 from mtmsd.calibration import Reliability, fit_temperature
+from mtmsd.conformal import Coverage, class_sets, set_threshold
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
@@ -49,12 +50,16 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
         codes = np.asarray(read_json(folder.selection)["codes"])
         source = UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20)
         rows = shares.through_actors(read_units(source), groups, _Scorer, (config, folder, shares.gpu, codes))
-        confusion, reliability = Confusion(len(codes)), Reliability()
+        confusion, reliability, coverage = Confusion(len(codes)), Reliability(), Coverage()
         for row in in_order(rows.iter_rows()):
             confusion.counts += row["confusion"]
             reliability.sums_B3 += row["reliability"]
+            coverage.sums_4 += row["coverage"]
             meter.add.remote(1, int(row["pixels"]), int(row["bytes_read"]), 0, int(row["peak_rss"]))
-        write_json(folder.metrics, _metrics(config, folder, codes, confusion, reliability))
+        found = _metrics(config, folder, codes, confusion, reliability)
+        if config.classifier.calibrate:
+            found["sets"] = read_json(folder.calibration)["sets"] | coverage.finish()
+        write_json(folder.metrics, found)
         return record()
 
 
@@ -93,11 +98,13 @@ def _column(folder: RunFolder, name: str) -> np.ndarray[Any, Any]:
 
 
 def _calibrate(config: Config, folder: RunFolder) -> None:
-    """Write the temperature that fits the held-out training pixels."""
+    """Write the temperature that fits the held-out training pixels, and the threshold of sets of classes."""
     stored = [read_weights(folder.held_out(member))[0] for member in range(config.classifier.members)]
     logits, position = (torch.cat([part[name] for part in stored]) for name in ("logits", "position"))
-    about = {"temperature": fit_temperature(logits, position), "held_out_pixels": len(position)}
-    write_json(folder.calibration, about)
+    temperature, level = fit_temperature(logits, position), config.classifier.set_level
+    threshold = set_threshold((logits / temperature).softmax(dim=1), position, level)
+    about = {"temperature": temperature, "held_out_pixels": len(position)}
+    write_json(folder.calibration, about | {"sets": {"level": level, "threshold": threshold}})
 
 
 def _write_history(config: Config, folder: RunFolder) -> None:
@@ -128,24 +135,30 @@ class _Scorer:
     def __init__(self, config: Config, folder: RunFolder, gpu: bool, codes: np.ndarray[Any, Any]) -> None:
         torch.set_num_threads(config.cluster.threads)
         self._ensemble, self._codes = load_ensemble(config, folder, gpu), codes
+        calibrated = config.classifier.calibrate
+        self._threshold = read_json(folder.calibration)["sets"]["threshold"] if calibrated else 0.0
         self._steps = steps_of(config, read_timesteps(config, folder))
         self._device = "cuda" if gpu else "cpu"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         test = batch["split"][0] == TEST
-        confusion, reliability = Confusion(len(self._codes)), Reliability()
+        confusion, reliability, coverage = Confusion(len(self._codes)), Reliability(), Coverage()
         if test.any():
             centre, pooled, spectra = (
                 torch.tensor(batch[name][0][test], device=self._device) for name in FEATURES
             )
-            answer = self._ensemble(centre[:, self._steps], pooled[:, self._steps], spectra)
+            evidence = self._ensemble.pixel_evidence(centre[:, self._steps], pooled[:, self._steps], spectra)
+            answer = self._ensemble.decide(evidence)
             predicted = answer.position_N.cpu().numpy()
             truth = np.searchsorted(self._codes, batch["label"][0][test])
             confusion.update(truth, predicted)
             reliability.update(answer.confidence_N.cpu().numpy(), predicted == truth)
+            sets = class_sets(self._ensemble.mean_probabilities(evidence).cpu(), self._threshold)
+            coverage.update(sets, torch.from_numpy(truth))
         carried = {key: batch[key] for key in ("unit", "bytes_read")}
         return carried | {
             "confusion": confusion.counts[None], "reliability": reliability.sums_B3[None],
+            "coverage": coverage.sums_4[None],
             "pixels": np.array([test.sum()]), "peak_rss": np.array([peak_rss()]),
         }  # fmt: skip
 

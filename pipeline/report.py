@@ -28,6 +28,7 @@ from pipeline.report_text import (
     map_meaning,
     number,
     percent,
+    sets_meaning,
     size,
     split_meaning,
 )
@@ -178,6 +179,7 @@ def _metrics(folder: RunFolder) -> Context | None:
     described = (split["protocol"], drawn, f"guard {split.get('guard_px', 0)} px")
     return metrics | {
         "meaning": " ".join(filter(None, [split_meaning(metrics), map_meaning(metrics)])),
+        "told_sets": sets_meaning(metrics),
         "drawn": ", ".join([*described, f"seed {split.get('seed', 0)}"]),
         "per_class": per_class,
         "rows": list(zip(per_class, rows, strict=True)),

@@ -82,6 +82,25 @@ def split_meaning(metrics: Context) -> str:
     return apart + f"Still, {seen}: to that extent the scores are optimistic; widen the guard."
 
 
+def sets_meaning(metrics: Context) -> str:
+    """Return what sets of classes promised and kept, and what that says of the map's confidence."""
+    sets = metrics.get("sets")
+    if not sets:
+        return ""
+    promise, threshold = percent(sets["level"], 0), sets["threshold"]
+    if threshold >= 1:
+        return (
+            "Too few training pixels were held out for sets of classes that hold the true class of "
+            f"{promise} of the pixels."
+        )
+    return (
+        f"Sets of likely classes, made to hold the true class of {promise} of the pixels, hold that of "
+        f"{percent(sets['coverage'])} of the test pixels, with {sets['mean_size']:.2f} classes on average. "
+        f"On the map a class stands alone in its set where its confidence is above {threshold:.2f}: so do "
+        f"{percent(sets['single'])} of the test pixels."
+    )
+
+
 def area_digits(total: float) -> int:
     """Return the decimals at which all areas of a map are shown: four digits for the largest."""
     return min(4, max(0, 3 - math.floor(math.log10(total)))) if total > 0 else 0

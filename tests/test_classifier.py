@@ -209,8 +209,11 @@ def test_entropy_at_its_bounds() -> None:
 def test_an_ensemble_combines_its_members() -> None:
     data = toy(60)
     members = [trained(replace(QUICK, epochs=1), data, member=i)[0] for i in range(2)]
-    found = Ensemble(members, "majority")(*data[:3])
+    ensemble = Ensemble(members, "majority")
+    found = ensemble(*data[:3])
     logits = torch.stack([member(*data[:3]) for member in members])
+    mean = ensemble.mean_probabilities(ensemble.pixel_evidence(*data[:3]))
+    torch.testing.assert_close(mean, logits.softmax(dim=-1).mean(dim=0), rtol=1e-5, atol=1e-6)
     expected = combine(logits.softmax(dim=-1), "majority")
     assert torch.equal(found.position_N, expected.position_N)
     for a, b in zip(found[1:], expected[1:], strict=True):

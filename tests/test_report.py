@@ -287,6 +287,18 @@ def test_the_calibration_is_shown(run_dir: Path, scene: Scene) -> None:
     assert 'alt="Reliability' in page
 
 
+def test_sets_of_classes_are_told(run_dir: Path, scene: Scene) -> None:
+    assert "Sets of likely classes" not in write_report(run_dir, scene).read_text()
+    sets = {"level": 0.95, "threshold": 0.84, "coverage": 0.961, "mean_size": 1.234, "single": 0.8}
+    for threshold, told in (
+        (0.84, "1.23 classes on average"),
+        (1.0, "Too few training pixels were held out"),
+    ):
+        known = METRICS | {"sets": sets | {"threshold": threshold}}
+        (run_dir / "metrics.json").write_text(json.dumps(known))
+        assert told in write_report(run_dir, scene).read_text()
+
+
 def test_mixing_weights_are_shown(run_dir: Path, scene: Scene) -> None:
     mixing = {"timesteps": [50, 300], "stages": [1, 3, 5], "weights": [[0.3, 0.2, 0.0], [0.1, 0.3, 0.1]]}
     assert "timestep" not in write_report(run_dir, scene).read_text()
