@@ -93,6 +93,12 @@ def sets_meaning(metrics: Context) -> str:
             "Too few training pixels were held out for sets of classes that hold the true class of "
             f"{promise} of the pixels."
         )
+    if threshold <= 0:
+        return (
+            f"Sets of likely classes, made to hold the true class of {promise} of the pixels, would hold one "
+            "class each: at the training pixels that were held out it is right as often. It is right at "
+            f"{percent(sets['coverage'])} of the test pixels."
+        )
     return (
         f"Sets of likely classes, made to hold the true class of {promise} of the pixels, hold that of "
         f"{percent(sets['coverage'])} of the test pixels, with {sets['mean_size']:.2f} classes on average. "

@@ -292,6 +292,7 @@ def test_sets_of_classes_are_told(run_dir: Path, scene: Scene) -> None:
     sets = {"level": 0.95, "threshold": 0.84, "coverage": 0.961, "mean_size": 1.234, "single": 0.8}
     for threshold, told in (
         (0.84, "1.23 classes on average"),
+        (0.0, "would hold one class each"),
         (1.0, "Too few training pixels were held out"),
     ):
         known = METRICS | {"sets": sets | {"threshold": threshold}}
