@@ -80,6 +80,8 @@ def test_the_dashboard_is_well_formed() -> None:
     assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= set(DASHBOARD)
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    for variable in DASHBOARD["templating"]["list"]:  # so says Grafana's schema
+        assert "current" not in variable or {"text", "value"} <= set(variable["current"])
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD["panels"])))
     assert used == variables
     taken: set[tuple[int, int]] = set()
