@@ -148,7 +148,10 @@ def metered(
 
     def watch() -> None:
         while not stop.wait(_POLL_S):
-            show()
+            try:
+                show()
+            except ray.exceptions.RayError:
+                return  # the cluster is gone, or the meter: the stage fails with it, and says so
 
     def record() -> dict[str, Any]:
         counts: dict[str, Any] = ray.get(meter.read.remote())

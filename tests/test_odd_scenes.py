@@ -21,6 +21,7 @@ def run(scene: Path, out: Path, *settings: str) -> int:
     return cli([str(scene), "--config", str(TINY), "--out", str(out), *SHORT, *settings])
 
 
+@pytest.mark.long
 def test_one_band_rotated_smaller_than_a_patch_without_wavelengths(
     ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,9 +3,12 @@
 import io
 import re
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
+import ray
+import ray.exceptions
 import ray.util.metrics
 import tqdm.std
 
@@ -147,3 +150,18 @@ def test_metrics_grow_by_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", [*COUNTERS, *GAUGES])
 def test_ray_takes_the_names(name: str) -> None:
     assert not ray.util.metrics._is_invalid_metric_name(telemetry.PREFIX + name)
+
+
+def lose_the_meter() -> None:
+    with progress.metered("map", 4, "tiles") as (meter, _):
+        ray.kill(meter)
+        time.sleep(3 * progress._POLL_S)
+
+
+@pytest.mark.cluster
+def test_a_lost_meter_ends_the_stage_without_noise(
+    ray_cluster: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ray.exceptions.RayActorError):
+        lose_the_meter()
+    assert "Traceback" not in capfd.readouterr().err
