@@ -30,7 +30,7 @@ from pipeline.scene import Scene
 Array = np.ndarray[Any, np.dtype[Any]]
 ZarrArray = zarr.Array[Any]
 
-_CACHE_MIB = 64
+_CACHE_BYTES = 64 << 20
 """For GDAL, which takes a twentieth of the machine's memory by itself: the map's size, up to there."""
 
 __all__ = ["class_image", "class_table", "preview", "write_cogs", "write_overviews"]
@@ -132,7 +132,7 @@ def _write_cog(
         options["overview_resampling"] = "MODE"
     elif dtype.kind == "f":
         options["predictor"] = "FLOATING_POINT"
-    cache = rasterio.Env(GDAL_CACHEMAX=_CACHE_MIB)
+    cache = rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES)  # rasterio counts bytes
     with storage.workshop(path) as folder, warnings.catch_warnings(), cache:
         # A scene need not say where it lies; neither does its map then.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

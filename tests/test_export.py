@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import rasterio
+import rasterio.env
+import rasterio.shutil
 import rioxarray  # noqa: F401  (adds .rio to xarray)
 import xarray as xr
 import zarr
@@ -147,6 +149,21 @@ def test_a_small_map_without_a_place_needs_no_overview(tmp_path: Path) -> None:
     write_overviews(tmp_path / "map", scene)
     group = zarr.open_group(tmp_path / "map", mode="r")
     assert list(group.groups()) == []
+
+
+def test_gdal_keeps_little_of_a_map_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, copy, caches = make_scene(tmp_path / "scene", 64, 64), rasterio.shutil.copy, list[int]()
+
+    def note(*arguments: Any, **options: Any) -> None:
+        caches.append(rasterio.env.get_gdal_config("GDAL_CACHEMAX"))
+        copy(*arguments, **options)
+
+    monkeypatch.setattr("pipeline.export.rasterio.shutil.copy", note)
+    make_map(tmp_path / "map", scene)
+    before = rasterio.env.get_gdal_config("GDAL_CACHEMAX")
+    write_cogs(tmp_path / "map", scene, tmp_path)
+    assert caches == [64 << 20] * 2
+    assert rasterio.env.get_gdal_config("GDAL_CACHEMAX") == before, "others keep theirs"
 
 
 def test_geotiffs_are_valid_and_complete(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A tile of the map by one actor, without a cluster: the same pixels whatever the tiles, seams that fade."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from benchmarks.stand_in import stand_in
 from mtmsd.ensemble import combine
 from mtmsd.purify import Selection
+from pipeline import map as map_stage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.map import ARRAYS, MapActor
 from pipeline.readers import Reduced, TileReader
 from pipeline.trained import load_members, make_extractor
-from pipeline.units import TileGrid
+from pipeline.units import ChunkSink, TileGrid, TileRegions
 
 HEIGHT, WIDTH = 70, 45
 SETTINGS = [
@@ -123,3 +125,15 @@ def test_blending_removes_the_steps_at_borders(tmp_path: Path) -> None:
         jumps.append(step[borders].mean() / step[beside].mean())
     assert jumps[0] > 1.5
     assert jumps[1] < 1.2
+
+
+def test_only_many_actors_tiles_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sinks: list[ChunkSink] = []
+    monkeypatch.setattr(map_stage, "read_units", lambda _: None)
+    monkeypatch.setattr(map_stage, "write_units", lambda _, sink: sinks.append(sink))
+    tiles: Any = TileRegions(TileGrid(8, 8, 4), ARRAYS)
+    for actors in (1, 15, 16, 64):
+        shares: Any = SimpleNamespace(actors=actors, through_actors=lambda *_: None)
+        arguments: tuple[Any, ...] = (tiles, range(4), shares, MapActor, (), None)
+        map_stage.map_tiles(RunFolder(tmp_path), *arguments)
+    assert [sink.min_rows_per_write for sink in sinks] == [None, None, 2, 8]
