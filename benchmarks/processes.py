@@ -47,6 +47,16 @@ def holdings(process: int) -> Holdings:
         return Holdings(0, 0, 0)
 
 
+def anonymous(process: int) -> int:
+    """Resident memory of a living process that is neither a file's nor shared, bytes; 0 when it has ended."""
+    try:
+        status = (Path("/proc") / str(process) / "status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^RssAnon:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
 def kind(process: int) -> str:
     """What a living process is, in a word: that of Ray's title, or the program's or script's name."""
     try:

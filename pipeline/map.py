@@ -41,6 +41,10 @@ _ACTORS_A_WRITE = 8
 """Many actors' tiles are written several by a task: Ray's work for a task is shared, and of the tiles that
 wait there are fewer than actors."""
 
+_BLOCKS_AN_ACTOR = 16
+"""Blocks of tiles on their way for each actor: enough also when three times as many join. What Ray would read
+ahead beyond that fills object store and driver for nothing."""
+
 _STRIP = 64
 """Rows of a tile that are decided at once."""
 
@@ -78,7 +82,8 @@ def map_tiles(
     meter: ActorHandle[Any],
 ) -> None:
     """Take a source's tiles through a pool of actors into ``map.zarr``, each with its marker."""
-    made = shares.through_actors(read_units(source), len(source), actor, arguments)
+    read = read_units(source, blocks=shares.actors * _BLOCKS_AN_ACTOR)
+    made = shares.through_actors(read, len(source), actor, arguments)
     together = max(1, shares.actors // _ACTORS_A_WRITE)
     write_units(made, ChunkSink("map.zarr", folder.map, tiles, folder.markers("map"), meter, together))
 

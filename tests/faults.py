@@ -52,19 +52,20 @@ class Driver:
     ) -> None:
         self.mark = f"MTMSD_FAULT={uuid.uuid4().hex}"
         name, _, value = self.mark.partition("=")
-        self._log = Path(tempfile.gettempdir()) / f"mtmsd-{value}.log"  # not beside ``out``: disks fill
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - read as long as this lives
         command = [*within, sys.executable, str(script), str(scene), "--config", str(TINY), "--out", str(out)]
         command += more
-        with self._log.open("w") as log, _hearing_interrupts():
+        with _hearing_interrupts():
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                command, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT,
                 env=os.environ | {name: value, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
 
     @property
     def said(self) -> str:
         """Everything on stdout and stderr so far."""
-        return self._log.read_text()
+        log = self._log.fileno()
+        return os.pread(log, os.fstat(log).st_size, 0).decode()  # where the command writes on stays as it is
 
     def wait_for(self, pattern: str) -> bool:
         """Whether this was said before the process ended."""

@@ -8,9 +8,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from benchmarks.processes import cpu_below, holdings, kind
+from benchmarks.processes import anonymous, cpu_below, holdings, kind
 from benchmarks.reference import plain_features
 from benchmarks.scale import Case, missed_floors
 from benchmarks.soak import COLUMNS, compared, grown_most
@@ -73,6 +74,16 @@ def test_what_this_process_holds(tmp_path: Path) -> None:
     assert after.files == before.files + 1
     assert after.threads >= threading.active_count()
     assert holdings(1 << 30) == (0, 0, 0), "ended"
+
+
+@pytest.mark.parametrize(("flags", "counts"), [(mmap.MAP_PRIVATE, True), (mmap.MAP_SHARED, False)])
+def test_anonymous_memory_is_not_that_which_processes_share(flags: int, counts: bool) -> None:
+    before, size = anonymous(os.getpid()), 1 << 26
+    with mmap.mmap(-1, size, flags | mmap.MAP_ANONYMOUS) as block:
+        np.frombuffer(block, np.uint8)[:: mmap.PAGESIZE] = 1
+        grown = anonymous(os.getpid()) - before
+    assert (grown > size * 0.9) == counts
+    assert anonymous(1 << 30) == 0, "ended"
 
 
 def test_growth_over_a_soak() -> None:

@@ -26,7 +26,7 @@ from pipeline.units import (
     read_units,
     write_units,
 )
-from tests.actors import LateSecond, NotingSink, Sleeper
+from tests.actors import LateSecond, NotingSink, Sleeper, TimedSleeper, timed
 
 
 @settings(max_examples=60, deadline=None)
@@ -117,7 +117,7 @@ def test_a_failed_write_leaves_no_marker(tmp_path: Path) -> None:
 @pytest.mark.cluster
 def test_units_of_one_read_travel_in_small_blocks(ray_cluster: None) -> None:
     usual = DataContext.get_current().target_max_block_size
-    source = UnitSource("tiles", range(40), TinyReader(TileGrid(64, 64, SIDE)), ROW_BYTES)
+    source = UnitSource("tiles", range(40), TinyReader(TileGrid(SIDE, 40 * SIDE, SIDE)), ROW_BYTES)
     blocks = [
         bundle.num_rows()
         for bundle in read_units(source, tasks=2, together=3).iter_internal_ref_bundles()
@@ -127,14 +127,32 @@ def test_units_of_one_read_travel_in_small_blocks(ray_cluster: None) -> None:
 
 
 @pytest.mark.cluster
+def test_reading_ahead_is_bounded(ray_cluster: None) -> None:
+    options = DataContext.get_current().execution_options
+    usual, units, blocks = options.resource_limits, 60, 6
+    source = UnitSource("tiles", range(units), timed, 1 << 17)
+    dataset = read_units(source, tasks=units, together=1, blocks=blocks)
+    assert options.resource_limits == usual
+    shares = replace(share_out(ClusterConfig(gpu=False)), actors=1, num_cpus=0.25)
+    rows = shares.through_actors(dataset, 1, TimedSleeper, (0.1,)).take_all()
+    done = sorted(row["done_at"] for row in rows)
+    read = sorted(row["read_at"] for row in rows)
+    ahead = max(int(np.searchsorted(read, moment)) - finished for finished, moment in enumerate(done))
+    assert len(done) == units
+    assert ahead <= 2 * blocks, "all are read at once without a limit"
+
+
+@pytest.mark.cluster
 def test_long_reads_leave_room_for_writes(ray_cluster: None, tmp_path: Path) -> None:
     """Two reads that outlast their buffers hold all CPUs that the actors leave, on two CPUs."""
-    grid, units = TileGrid(80, 64, SIDE), 80
+    grid, units = TileGrid(10 * SIDE, 8 * SIDE, SIDE), 80
     arrays = ("class", "confidence", "entropy")
     group = zarr.open_group(tmp_path / "map.zarr", mode="w")
     for name in arrays:
         kind = "uint8" if name == "class" else "float32"
-        group.create_array(name, shape=(80, 64), chunks=(SIDE, SIDE), dtype=kind, fill_value=0)
+        group.create_array(
+            name, shape=(grid.height, grid.width), chunks=(SIDE, SIDE), dtype=kind, fill_value=0
+        )
     (tmp_path / "done").mkdir()
     with metered("map", units, "tiles") as (meter, record):
         source = UnitSource("tiles", range(units), TinyReader(grid), ROW_BYTES)
@@ -143,7 +161,7 @@ def test_long_reads_leave_room_for_writes(ray_cluster: None, tmp_path: Path) -> 
         rows = shares.through_actors(rows, units, SleepActor, (0.0, meter))
         regions = TileRegions(grid, arrays)
         write_units(rows, ChunkSink("map", tmp_path / "map.zarr", regions, tmp_path / "done", meter))
-        assert record()["pixels"] == 80 * 64
+        assert record()["pixels"] == grid.height * grid.width
     assert len(list((tmp_path / "done").iterdir())) == units
     whole: Any = zarr.open_group(tmp_path / "map.zarr", mode="r")["class"]
     expected = np.arange(units).reshape(10, 8).repeat(SIDE, 0).repeat(SIDE, 1)
