@@ -47,6 +47,11 @@ def holdings(process: int) -> Holdings:
         return Holdings(0, 0, 0)
 
 
+def resident() -> int:
+    """Resident memory of this process now, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def anonymous(process: int) -> int:
     """Resident memory of a living process that is neither a file's nor shared, bytes; 0 when it has ended."""
     try:

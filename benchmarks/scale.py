@@ -7,7 +7,8 @@ process of its own and leaves ``OUT/scale/CASE.json``; the same command does wha
 
 - efficiency: tiles x seconds / workers, over the time from the first tile's begin to the last file. All
   actors stand before the first tile begins: starting 64 processes on one machine says nothing of a cluster.
-- driver ms a tile: CPU time of the driving process, all its threads.
+- driver ms a tile: CPU time of the driving process, all its threads; its resident memory is looked at every
+  five seconds from the first tile to the end.
 - first tile: seconds from the graph's start to the first finished tile, less the sleep.
 """
 
@@ -25,18 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import ray
 import zarr
 from ray.data import DataContext
 
-from benchmarks.processes import cpu_below
+from benchmarks.processes import cpu_below, resident
 from benchmarks.record import OUT, about, publish
 from benchmarks.sleeper import ROW_BYTES, SIDE, SleepActor, TinyReader
 from pipeline import map as map_stage
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.cluster import Shares, ray_session
-from pipeline.progress import metered, peak_rss
+from pipeline.progress import metered
 from pipeline.regions import ARRAYS
 from pipeline.scene import open_scene, write_scene
 from pipeline.units import TileGrid, TileRegions, UnitSource
@@ -145,7 +147,8 @@ def _measured(case: Case, work: Path) -> dict[str, Any]:
     columns = math.isqrt(case.tiles)
     grid = TileGrid(-(-case.tiles // columns) * SIDE, columns * SIDE, SIDE)
     folder, units = RunFolder(work / "run"), range(case.tiles)
-    write_scene(work / "scene.zarr", np.zeros((1, grid.height, grid.width), np.uint16), chunk=256)
+    empty = da.zeros((1, grid.height, grid.width), np.uint16, chunks=4096)  # block by block
+    write_scene(work / "scene.zarr", empty, chunk=1024)
     folder.classifier.mkdir(parents=True)
     write_json(folder.selection, {"classes": [[code, str(code), "#808080"] for code in range(1, 251)]})
     with metered("map", case.tiles, "tiles") as (meter, _):
@@ -168,7 +171,7 @@ def _measured(case: Case, work: Path) -> dict[str, Any]:
         "workers": case.workers, "tiles": case.tiles, "seconds": case.seconds, "wall_s": wall,
         "efficiency": case.tiles * case.seconds / case.workers / wall,
         "driver_ms": spent.driver_s / spent.tiles * 1e3, "all_ms": spent.all_s / spent.tiles * 1e3,
-        "driver_mib": peak_rss() / 2**20, "actor_mib": counted["peak_rss_bytes"] / 2**20,
+        "driver_mib": spent.driver_bytes / 2**20, "actor_mib": counted["peak_rss_bytes"] / 2**20,
         "first_s": first - case.seconds - begun,
     }  # fmt: skip
 
@@ -191,19 +194,20 @@ def _entries(folder: Path) -> int:
 
 
 class _Spent:
-    """CPU seconds from the first finished tiles to the end, and the tiles that were finished in between.
+    """From the first finished tiles to the end: CPU seconds, tiles, and the driver's largest resident memory.
 
     What this watching takes of the driving process is not counted.
     """
 
     def __init__(self, markers: Path) -> None:
         self._markers, self._end, self._seen = markers, threading.Event(), dict[int, float]()
-        self._first, self._own_s = (0, 0.0, 0.0), 0.0
+        self._first, self._own_s, self.driver_bytes = (0, 0.0, 0.0), 0.0, 0
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def _now(self) -> tuple[int, float, float]:
         """Finished tiles; CPU seconds of this process, and of those below it, ended ones included."""
         self._seen |= cpu_below()
+        self.driver_bytes = max(self.driver_bytes, resident())
         return _entries(self._markers), time.process_time(), sum(self._seen.values())
 
     def _watch(self) -> None:

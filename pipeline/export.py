@@ -30,7 +30,7 @@ from pipeline.scene import Scene
 Array = np.ndarray[Any, np.dtype[Any]]
 ZarrArray = zarr.Array[Any]
 
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 32 << 20
 """For GDAL, which takes a twentieth of the machine's memory by itself: the map's size, up to there."""
 
 __all__ = ["class_image", "class_table", "preview", "write_cogs", "write_overviews"]

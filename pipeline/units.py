@@ -45,11 +45,16 @@ class UnitSource(Datasource):
 
     def __init__(self, name: str, units: Sequence[int], reader: Reader, row_bytes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._name, self._units, self._reader = name, list(units), reader
+        self._name, self.units, self._reader = name, list(units), reader
         self.row_bytes = row_bytes
 
     def __len__(self) -> int:
-        return len(self._units)
+        return len(self.units)
+
+    def rounds(self, most: int) -> list["UnitSource"]:
+        """The same units in runs of equal length, none longer than ``most``."""
+        runs = np.array_split(np.asarray(self.units), max(1, -(-len(self) // most)))
+        return [UnitSource(self._name, run.tolist(), self._reader, self.row_bytes) for run in runs]
 
     def get_name(self) -> str:
         """Name of the operator in the dashboard."""
@@ -57,18 +62,18 @@ class UnitSource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all rows together."""
-        return len(self._units) * self.row_bytes
+        return len(self.units) * self.row_bytes
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """Contiguous runs of units; pure, for Ray calls it several times."""
-        parts = np.array_split(np.arange(len(self._units)), max(1, min(parallelism, len(self._units))))
+        parts = np.array_split(np.arange(len(self.units)), max(1, min(parallelism, len(self.units))))
         tasks = []
         for part in parts:
             if not len(part):
                 continue
-            units = [self._units[i] for i in part]
+            units = [self.units[i] for i in part]
             metadata = BlockMetadata(
                 num_rows=len(units), size_bytes=len(units) * self.row_bytes, exec_stats=None,
                 input_files=None,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.processes import anonymous, cpu_below, holdings, kind
+from benchmarks.processes import anonymous, cpu_below, holdings, kind, resident
 from benchmarks.reference import plain_features
 from benchmarks.scale import Case, missed_floors
 from benchmarks.soak import COLUMNS, compared, grown_most
@@ -70,7 +70,9 @@ def test_what_this_process_holds(tmp_path: Path) -> None:
     with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block, (tmp_path / "open").open("w"):
         np.frombuffer(block, np.uint8)[:: mmap.PAGESIZE] = 1
         after = holdings(os.getpid())
+        resides = resident()
     assert after.memory - before.memory > size * 0.9
+    assert size * 0.9 < resides - resident() < size * 1.1, "given back"
     assert after.files == before.files + 1
     assert after.threads >= threading.active_count()
     assert holdings(1 << 30) == (0, 0, 0), "ended"

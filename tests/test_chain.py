@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from benchmarks.learn import Learner
 from mtmsd.training import draw_interval
+from pipeline import map as map_stage
 from pipeline.artifacts import STAGES, RunFolder, read_json
 from pipeline.checkpoints import checkpoints
 from pipeline.config import Config
@@ -148,10 +149,16 @@ def test_running_again_touches_nothing(finished: Path, tiny_scene: Path) -> None
     assert changed <= {str(finished / "run.json")}
 
 
-@pytest.mark.parametrize("actors", [1, 2])
-def test_any_number_of_actors_gives_the_same_map(
-    actors: int, finished: Path, run_copy: Path, tiny_scene: Path
+@pytest.mark.parametrize(("actors", "of_a_round"), [(1, 20_000), (2, 4)])
+def test_any_number_of_actors_and_rounds_gives_the_same_map(
+    actors: int,
+    of_a_round: int,
+    finished: Path,
+    run_copy: Path,
+    tiny_scene: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(map_stage, "_ROUND", of_a_round)
     arguments = [
         str(tiny_scene),
         "--config",

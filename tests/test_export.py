@@ -162,7 +162,7 @@ def test_gdal_keeps_little_of_a_map_in_memory(tmp_path: Path, monkeypatch: pytes
     make_map(tmp_path / "map", scene)
     before = rasterio.env.get_gdal_config("GDAL_CACHEMAX")
     write_cogs(tmp_path / "map", scene, tmp_path)
-    assert caches == [64 << 20] * 2
+    assert caches == [32 << 20] * 2
     assert rasterio.env.get_gdal_config("GDAL_CACHEMAX") == before, "others keep theirs"
 
 

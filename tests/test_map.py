@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from pipeline.config import Config, load_config
 from pipeline.map import ARRAYS, MapActor
 from pipeline.readers import Reduced, TileReader
 from pipeline.trained import load_members, make_extractor
-from pipeline.units import ChunkSink, TileGrid, TileRegions
+from pipeline.units import TileGrid, TileRegions, UnitSource
 
 HEIGHT, WIDTH = 70, 45
 SETTINGS = [
@@ -127,13 +127,20 @@ def test_blending_removes_the_steps_at_borders(tmp_path: Path) -> None:
     assert jumps[1] < 1.2
 
 
-def test_only_many_actors_tiles_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sinks: list[ChunkSink] = []
-    monkeypatch.setattr(map_stage, "read_units", lambda _: None)
-    monkeypatch.setattr(map_stage, "write_units", lambda _, sink: sinks.append(sink))
+def test_tiles_go_in_rounds_and_many_actors_write_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[list[tuple[Any, ...]]] = []
+    monkeypatch.setattr(map_stage, "_ROUND", 3)
+    monkeypatch.setattr(map_stage, "read_units", lambda part, blocks: (list(part.units), blocks))
+    monkeypatch.setattr(map_stage, "write_units", lambda read, sink: rounds[-1].append((*read, sink)))
     tiles: Any = TileRegions(TileGrid(8, 8, 4), ARRAYS)
+    source = UnitSource("tiles", [4, 7, 9, 11, 12], cast(Any, None), 1)
     for actors in (1, 15, 16, 64):
-        shares: Any = SimpleNamespace(actors=actors, through_actors=lambda *_: None)
-        arguments: tuple[Any, ...] = (tiles, range(4), shares, MapActor, (), None)
+        rounds.append([])
+        shares: Any = SimpleNamespace(actors=actors, through_actors=lambda read, *_: read)
+        arguments: tuple[Any, ...] = (tiles, source, shares, MapActor, (), None)
         map_stage.map_tiles(RunFolder(tmp_path), *arguments)
-    assert [sink.min_rows_per_write for sink in sinks] == [None, None, 2, 8]
+    assert [[part[0] for part in parts] for parts in rounds] == [[[4, 7, 9], [11, 12]]] * 4
+    assert [parts[0][1] for parts in rounds] == [8, 120, 128, 512], "blocks on their way"
+    assert [parts[1][2].min_rows_per_write for parts in rounds] == [None, None, 2, 8]

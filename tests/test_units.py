@@ -72,6 +72,21 @@ def test_source_gives_every_unit_once_and_is_pure(parallelism: int) -> None:
     assert len(tasks) == min(parallelism, 4)
 
 
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (3, [[5, 3, 9], [1, 7], [2, 8]]),
+        (7, [[5, 3, 9, 1, 7, 2, 8]]),
+        (1, [[n] for n in (5, 3, 9, 1, 7, 2, 8)]),
+    ],
+)
+def test_rounds_of_units(most: int, expected: list[list[int]]) -> None:
+    source = UnitSource("tiles", [5, 3, 9, 1, 7, 2, 8], lambda unit: {"unit": unit}, 10)
+    rounds = source.rounds(most)
+    assert [part.units for part in rounds] == expected
+    assert {(part.get_name(), part.row_bytes) for part in rounds} == {("tiles", 10)}
+
+
 class _Meter:
     def __init__(self) -> None:
         self.calls: list[tuple[int, ...]] = []
