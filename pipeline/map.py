@@ -41,11 +41,7 @@ _ACTORS_A_WRITE = 8
 """Many actors' tiles are written several by a task: Ray's work for a task is shared, and of the tiles that
 wait there are fewer than actors."""
 
-_BLOCKS_AN_ACTOR = 8
-"""Blocks of tiles on their way for each actor: enough also when as many again join. What Ray would read
-ahead beyond that fills object store and driver for nothing."""
-
-_ROUND = 20_000
+_ROUND = 10_000
 """Tiles of one dataset: until its end the driver keeps a record of all that was written."""
 
 _STRIP = 64
@@ -88,8 +84,7 @@ def map_tiles(
     together = max(1, shares.actors // _ACTORS_A_WRITE)
     sink = ChunkSink("map.zarr", folder.map, tiles, folder.markers("map"), meter, together)
     for part in source.rounds(_ROUND):
-        read = read_units(part, blocks=shares.actors * _BLOCKS_AN_ACTOR)
-        write_units(shares.through_actors(read, len(part), actor, arguments), sink)
+        write_units(shares.through_actors(read_units(part), len(part), actor, arguments), sink)
 
 
 def finish(folder: RunFolder, scene: Scene) -> None:

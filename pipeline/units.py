@@ -16,7 +16,7 @@ import ray.data
 import zarr
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.data import DataContext, Datasink, Datasource, ExecutionResources
+from ray.data import DataContext, Datasink, Datasource
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import ReadTask
 
@@ -106,28 +106,19 @@ def _patiently(reader: Reader, unit: int) -> Row:
 
 
 def read_units(
-    source: UnitSource,
-    tasks: int = 1000,
-    together: int = _TOGETHER,
-    num_cpus: float = IO_CPUS,
-    blocks: int | None = None,
+    source: UnitSource, tasks: int = 1000, together: int = _TOGETHER, num_cpus: float = IO_CPUS
 ) -> ray.data.Dataset:
     """The dataset of a source's units, read by at most ``tasks`` tasks of ``num_cpus`` each.
 
     Each task reads a run of units and passes them on in blocks of at most ``together``; without that limit,
     Ray would fill its blocks of 128 MiB, and none of their units would be finished before all of them.
-    About ``blocks`` of them are on their way at once, from the read to the end; where none are given,
-    half of the cluster's object store is filled with what is read ahead.
     """
     tasks = max(1, min(len(source), tasks))
     run = -(-len(source) // tasks)
     block = -(-run // -(-run // together))  # equal parts of the run
     context = DataContext.get_current()
-    usual, limits = context.target_max_block_size, context.execution_options.resource_limits
+    usual = context.target_max_block_size
     context.target_max_block_size = min(usual or 1 << 30, int((block - 0.5) * source.row_bytes))
-    if blocks is not None:
-        store = blocks * block * source.row_bytes
-        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=store)
     try:  # the dataset keeps a copy
         dataset: ray.data.Dataset = ray.data.read_datasource(
             source,
@@ -135,7 +126,7 @@ def read_units(
             override_num_blocks=tasks,
         )
     finally:
-        context.target_max_block_size, context.execution_options.resource_limits = usual, limits
+        context.target_max_block_size = usual
     dataset.set_name(source.get_name())
     return dataset
 

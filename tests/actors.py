@@ -43,22 +43,6 @@ class Sleeper:
         return {"unit": batch["unit"], "node": np.array([ray.get_runtime_context().get_node_id()])}
 
 
-def timed(unit: int) -> dict[str, Any]:
-    """A reader of 128 KiB, too much for Ray to hold in the driver, that says when."""
-    return {"values": np.zeros(1 << 14), "read_at": time.time()}
-
-
-class TimedSleeper:
-    """Takes as long as it is told, and says when a unit was read and when it was done."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(self._seconds)
-        return {"read_at": batch["read_at"], "done_at": np.array([time.time()])}
-
-
 class NotingSink(ChunkSink):
     """Notes how many units each of its tasks was to write."""
 

@@ -26,7 +26,7 @@ from pipeline.units import (
     read_units,
     write_units,
 )
-from tests.actors import LateSecond, NotingSink, Sleeper, TimedSleeper, timed
+from tests.actors import LateSecond, NotingSink, Sleeper
 
 
 @settings(max_examples=60, deadline=None)
@@ -139,22 +139,6 @@ def test_units_of_one_read_travel_in_small_blocks(ray_cluster: None) -> None:
     ]  # fmt: skip
     assert (max(blocks), sum(blocks), len(blocks)) == (3, 40, 14)
     assert DataContext.get_current().target_max_block_size == usual
-
-
-@pytest.mark.cluster
-def test_reading_ahead_is_bounded(ray_cluster: None) -> None:
-    options = DataContext.get_current().execution_options
-    usual, units, blocks = options.resource_limits, 60, 6
-    source = UnitSource("tiles", range(units), timed, 1 << 17)
-    dataset = read_units(source, tasks=units, together=1, blocks=blocks)
-    assert options.resource_limits == usual
-    shares = replace(share_out(ClusterConfig(gpu=False)), actors=1, num_cpus=0.25)
-    rows = shares.through_actors(dataset, 1, TimedSleeper, (0.1,)).take_all()
-    done = sorted(row["done_at"] for row in rows)
-    read = sorted(row["read_at"] for row in rows)
-    ahead = max(int(np.searchsorted(read, moment)) - finished for finished, moment in enumerate(done))
-    assert len(done) == units
-    assert ahead <= 2 * blocks, "all are read at once without a limit"
 
 
 @pytest.mark.cluster
