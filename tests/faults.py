@@ -65,7 +65,7 @@ class Driver:
     def said(self) -> str:
         """Everything on stdout and stderr so far."""
         log = self._log.fileno()
-        return os.pread(log, os.fstat(log).st_size, 0).decode()  # where the command writes on stays as it is
+        return os.pread(log, os.fstat(log).st_size, 0).decode(errors="replace")  # may end within a character
 
     def wait_for(self, pattern: str) -> bool:
         """Whether this was said before the process ended."""
