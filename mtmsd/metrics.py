@@ -30,7 +30,9 @@ class Confusion:
         self.counts += other.counts
 
     def finish(self) -> dict[str, Any]:
-        """Overall accuracy, average accuracy over classes with pixels, and Cohen's kappa.
+        """Overall accuracy, average accuracy (classes with pixels), Cohen's kappa, each class's accuracy.
+
+        A class without pixels has no accuracy: None in ``per_class``.
 
         Raises:
             ValueError: No pixel was counted.
@@ -46,7 +48,7 @@ class Confusion:
             "oa": float(agreement),
             "aa": float(per_class[truth > 0].mean()),
             "kappa": float((agreement - chance) / (1 - chance)) if chance < 1 else 1.0,
-            "per_class": per_class.tolist(),
+            "per_class": [share if n else None for share, n in zip(per_class.tolist(), truth, strict=True)],
             "confusion": self.counts.tolist(),
         }
 

@@ -33,6 +33,9 @@ class SplitConfig:
     """Side of a block, pixels (protocol ``blocks``)."""
     guard_px: int = 0
     """Test pixels within this distance (rows or columns) of a training pixel are not used."""
+    untested: Literal["refuse", "keep"] = "refuse"
+    """Classes for which no test pixel is left, as one that lies in a single block: ``refuse`` the split, or
+    ``keep`` them; they then train and are mapped, but nothing scores them."""
     seed: int | None = None
     """Seed of the split; the run's own when absent."""
     max_train_per_class: int = 5_000
@@ -64,7 +67,8 @@ def make_split(y: IntArray, x: IntArray, label: IntArray, config: SplitConfig, s
         seed: The same seed gives the same split.
 
     Raises:
-        ValueError: Fewer than two classes remain, or a class has no training or no test pixel.
+        ValueError: Fewer than two classes remain, a class has no training pixel, or one has no test pixel
+            and ``config.untested`` does not keep such classes.
 
     >>> y, x = (axis.ravel() for axis in np.mgrid[:20, :20])
     >>> label = np.where(x < 10, 1, 2)
@@ -82,17 +86,37 @@ def make_split(y: IntArray, x: IntArray, label: IntArray, config: SplitConfig, s
             f"needed, found {dict(zip(codes.tolist(), counts.tolist(), strict=True))}; label more pixels, "
             "or lower split.min_class"
         )
+    best, fewest = None, len(kept)
     for attempt in range(_ATTEMPTS if config.protocol == "blocks" else 1):
         rng = np.random.default_rng([seed, 2, attempt] if attempt else [seed, 2])
         split = _draw(y, x, label, kept, config, rng)
-        missing = [np.setdiff1d(kept, label[split == part]) for part in (TRAIN, TEST)]
-        if not any(len(part) for part in missing):
+        untrained, untested = (np.setdiff1d(kept, label[split == part]) for part in (TRAIN, TEST))
+        if not len(untrained) and not len(untested):
             return split
-    name = "training" if len(missing[0]) else "test"
-    raise ValueError(
-        f"split.{config.protocol} leaves no {name} pixel for class "
-        f"{(missing[0] if len(missing[0]) else missing[1]).tolist()}: "
+        if config.untested == "keep" and not len(untrained) and len(untested) < fewest:
+            best, fewest = split, len(untested)
+    if best is None:
+        raise ValueError(_refusal(y, x, label, untrained, untested, config))
+    return best
+
+
+def _refusal(
+    y: IntArray, x: IntArray, label: IntArray, untrained: IntArray, untested: IntArray, config: SplitConfig
+) -> str:
+    """What is missing in the last draw, where the class lies, and what helps."""
+    name, missing = ("training", untrained) if len(untrained) else ("test", untested)
+    block = np.stack([y // config.block, x // config.block])
+    lying = []
+    for code in missing.tolist():
+        mine = label == code
+        count = np.unique(block[:, mine], axis=1).shape[1]
+        places = f" in {count} block{'s' * (count > 1)}" if config.protocol == "blocks" else ""
+        lying.append(f"{code} ({int(mine.sum())} pixels{places})")
+    keep = "; split.untested=keep trains and maps such a class without scoring it"
+    return (
+        f"split.{config.protocol} leaves no {name} pixel for class {', '.join(lying)}: "
         "change split.block, split.guard_px, split.max_test or split.min_class"
+        f"{keep if config.untested == 'refuse' else ''}"
     )
 
 
@@ -137,7 +161,8 @@ def _training_side(
     """Which pixels lie in training blocks: about half of the blocks, every class on both sides.
 
     Blocks are taken in random order, those that hold much of a rare class tend to come first; a block
-    joins the side on which its classes are worse represented so far, relative to their total.
+    joins the side on which its classes are worse represented so far, relative to their total. A block that
+    is a class's only one trains where untested classes are kept.
     """
     block = (y // config.block) * (int(x.max(initial=0)) // config.block + 1) + x // config.block
     names, member = np.unique(block, return_inverse=True)
@@ -148,11 +173,14 @@ def _training_side(
     rarity = 1 / (table > 0).sum(axis=0)
     weight = (share * rarity).sum(axis=1) * rng.lognormal(sigma=1.0, size=len(names))
     order = np.argsort(-weight, kind="stable")
+    whole_classes = table[:, np.count_nonzero(table, axis=0) == 1].sum(axis=1)
     have = np.zeros((2, len(kept)))
     on_train = np.zeros(len(names), bool)
     for b in order:
         gain = [(share[b] * rarity * (1 - have[side])).sum() for side in (0, 1)]
         side = int(gain[1] > gain[0]) if gain[0] != gain[1] else int(rng.integers(2))
+        if whole_classes[b] and config.untested == "keep":
+            side = 0
         have[side] += share[b]
         on_train[b] = side == 0
     return on_train[member]

@@ -21,6 +21,7 @@ _SAID_IF_SET = {
     "fusion": ("kind", "width", "keep_timesteps"),
     "classifier": ("kind", "patch"),
     "map": ("regions",),
+    "split": ("untested",),
 }
 """Settings that enter a fingerprint only where they differ from their default."""
 

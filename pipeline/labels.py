@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmsd.split import UNUSED, make_split
+from mtmsd.split import TEST, UNUSED, make_split
 from mtmsd.windows import PatchConfig
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -49,6 +49,9 @@ def labelled_split(
     except ValueError as error:
         raise UserError(f"scene {scene.url}: {error}") from None
     used = np.flatnonzero(split != UNUSED)
+    unscored = np.setdiff1d(label[used], label[split == TEST])
+    if reduced is not None and len(unscored):
+        print(f"not scored: no test pixel is left for class {unscored.tolist()}", file=sys.stderr)
     order = used[by_block(y[used], x[used], config.patches)]
     return y[order], x[order], label[order], split[order]
 

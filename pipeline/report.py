@@ -31,6 +31,7 @@ from pipeline.report_text import (
     sets_meaning,
     size,
     split_meaning,
+    unscored_meaning,
 )
 from pipeline.scene import Scene
 from pipeline.stac import write_item
@@ -169,16 +170,17 @@ def _metrics(folder: RunFolder) -> Context | None:
     )
     counts = np.asarray(metrics["confusion"])
     rows = [[{"count": count, "share": count / max(1, sum(row))} for count in row] for row in counts.tolist()]
-    mapped, right = counts.sum(axis=0), np.diag(counts)
-    users = [right[k] / mapped[k] if mapped[k] else None for k in range(len(counts))]
-    both = mapped + counts.sum(axis=1)
-    f1 = [2 * right[k] / both[k] if both[k] else None for k in range(len(counts))]
+    mapped, true, right = counts.sum(axis=0), counts.sum(axis=1), np.diag(counts)
+    users = [right[k] / mapped[k] if mapped[k] and true[k] else None for k in range(len(counts))]
+    f1 = [2 * right[k] / (mapped[k] + true[k]) if true[k] else None for k in range(len(counts))]
     per_class = [
         entry | {"users": u, "f1": f} for entry, u, f in zip(metrics["per_class"], users, f1, strict=True)
     ]
     described = (split["protocol"], drawn, f"guard {split.get('guard_px', 0)} px")
     return metrics | {
-        "meaning": " ".join(filter(None, [split_meaning(metrics), map_meaning(metrics)])),
+        "meaning": " ".join(
+            filter(None, [split_meaning(metrics), unscored_meaning(metrics), map_meaning(metrics)])
+        ),
         "told_sets": sets_meaning(metrics),
         "drawn": ", ".join([*described, f"seed {split.get('seed', 0)}"]),
         "per_class": per_class,

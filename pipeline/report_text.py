@@ -82,6 +82,12 @@ def split_meaning(metrics: Context) -> str:
     return apart + f"Still, {seen}: to that extent the scores are optimistic; widen the guard."
 
 
+def unscored_meaning(metrics: Context) -> str:
+    """Return which classes trained without test pixels, so that no score speaks of them."""
+    names = [entry["name"] for entry in metrics["per_class"] if not entry["n_test"]]
+    return f"No test pixel is left for {', '.join(names)}: no score here speaks of them." if names else ""
+
+
 def sets_meaning(metrics: Context) -> str:
     """Return what sets of classes promised and kept, and what that says of the map's confidence."""
     sets = metrics.get("sets")

@@ -52,6 +52,18 @@ def test_labels_beside_the_data_are_told(tmp_path: Path) -> None:
         labelled_split(load_config(TINY), scene, reduced)
 
 
+def test_classes_that_nothing_can_test_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In blocks of 12 pixels the first class lies in one, the second in four."""
+    scene, reduced = make(tmp_path, (slice(0, 0), slice(0, 0)))
+    blocks = ["split.protocol=blocks", "split.block=12"]
+    config = load_config(TINY, [*blocks, "split.untested=keep"])
+    _, _, label, split = labelled_split(config, scene, reduced)
+    assert (set(label[split == TRAIN]), set(label[split == TEST])) == ({1, 2}, {2})
+    assert capsys.readouterr().err.splitlines()[-1] == "not scored: no test pixel is left for class [1]"
+    with pytest.raises(UserError, match=r"class 1 \(100 pixels in 1 block\)"):
+        labelled_split(load_config(TINY, blocks), scene, reduced)
+
+
 def test_before_any_work_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene, _ = make(tmp_path, (slice(0, 0), slice(0, 0)))
     assert len(labelled_split(load_config(TINY), scene)[0]) == 200

@@ -25,19 +25,31 @@ def run(scene: Path, out: Path, *settings: str) -> int:
 def test_one_band_rotated_smaller_than_a_patch_without_wavelengths(
     ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Pixels are not square, one class has one pixel, and some labelled pixels have no data."""
+    """Pixels are not square, one class has one pixel, one lies in a single block, some have no data."""
     cube = np.random.default_rng(0).random((1, 11, 13), np.float32)
     labels = np.zeros((11, 13), np.uint8)
     labels[:5, :4], labels[6:, 7:], labels[0, 12] = 1, 2, 3
     cube[:, 0, 0] = np.nan
     write_scene(tmp_path / "s.zarr", cube, labels=labels, crs="EPSG:32615", transform=ROTATED)
     out = tmp_path / "out"
-    settings = ["--set", "reduce.components=1", "--set", "polygons.min_px=2"]
+    settings = [
+        "--set",
+        "reduce.components=1",
+        "--set",
+        "polygons.min_px=2",
+        "--set",
+        "split.protocol=blocks",
+    ]
+    settings += ["--set", "split.block=6", "--set", "split.untested=keep"]
     assert run(tmp_path / "s.zarr", out, *settings) == 0
     said = capfd.readouterr().err
     assert "left out: 1 labelled pixels without data" in said
     assert "split.min_class = 10 labelled pixels: {3: 1}" in said
-    assert [row["code"] for row in read_json(out / "metrics.json")["per_class"]] == [1, 2]
+    assert "not scored: no test pixel is left for class [1]" in said
+    first, second = read_json(out / "metrics.json")["per_class"]
+    assert (first["code"], first["n_test"], first["accuracy"]) == (1, 0, None)
+    assert second["code"] == 2
+    assert second["accuracy"] is not None
     codes = np.asarray(zarr.open_group(out / "map.zarr", mode="r")["class"][:])
     assert (codes == 0).sum() == 1
     assert codes[0, 0] == 0

@@ -13,6 +13,7 @@ from pipeline.report_text import (
     percent,
     size,
     split_meaning,
+    unscored_meaning,
 )
 
 
@@ -29,6 +30,12 @@ def test_sentences_about_the_split() -> None:
     assert "optimistic" not in apart
     assert "widen the guard" in meaning(0.1, protocol="blocks", guard_px=0)
     assert meaning(None, protocol="blocks").endswith("different blocks of the scene.")
+
+
+def test_classes_without_test_pixels_are_named() -> None:
+    rows = [{"name": "road", "n_test": 3}, {"name": "water", "n_test": 0}, {"name": "sand", "n_test": 0}]
+    assert "left for water, sand:" in unscored_meaning({"per_class": rows})
+    assert unscored_meaning({"per_class": rows[:1]}) == ""
 
 
 @pytest.mark.parametrize(

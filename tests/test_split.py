@@ -144,8 +144,32 @@ def test_a_block_split_finds_both_sides_for_every_class(seed: int) -> None:
 def test_a_class_in_a_single_block_is_refused() -> None:
     y, x, label = fields(4)
     label[(y < 4) & (x < 4)] = 99
-    with pytest.raises(ValueError, match=r"split\.blocks leaves no (training|test) pixel for class \[99\]"):
+    message = r"split\.blocks leaves no (training|test) pixel for class 99 \(16 pixels in 1 block\): .*=keep"
+    with pytest.raises(ValueError, match=message):
         make_split(y, x, label, BLOCKS, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_that_nothing_can_test_is_kept_for_training(seed: int) -> None:
+    y, x, label = fields(4)
+    label[(y < 4) & (x < 4)] = 99
+    split = make_split(y, x, label, replace(BLOCKS, untested="keep"), seed)
+    assert set(label[split == TRAIN]) == {*CODES[:3], 99}
+    assert set(label[split == TEST]) == set(CODES[:3])
+    assert not blocks(y, x, split, TRAIN) & blocks(y, x, split, TEST)
+
+
+@pytest.mark.parametrize("guard", [0, 5])
+def test_of_splits_with_untested_classes_one_that_tests_most_is_taken(guard: int) -> None:
+    y, x, label = fields(4)
+    config = replace(BLOCKS, guard_px=guard, train_per_class=2, untested="keep")
+    single = replace(config, untested="refuse")
+    for seed in range(10):
+        split = make_split(y, x, label, config, seed)
+        assert (split == TEST).any()
+        assert set(label[split == TRAIN]) == set(CODES[:3])
+        if not guard:  # nothing is missing: the split is the same
+            np.testing.assert_array_equal(split, make_split(y, x, label, single, seed))
 
 
 def test_a_guard_that_swallows_a_class_is_refused() -> None:
@@ -153,6 +177,8 @@ def test_a_guard_that_swallows_a_class_is_refused() -> None:
     config = replace(RANDOM, guard_px=6)
     with pytest.raises(ValueError, match=r"leaves no test pixel for class .*split\.guard_px"):
         make_split(y, x, label, config, 0)
+    with pytest.raises(ValueError, match=r"leaves no test pixel for class 3 \(.*split\.min_class$"):
+        make_split(y, x, label, replace(config, untested="keep"), 0)
 
 
 def test_fewer_than_two_classes_are_refused() -> None:
