@@ -221,7 +221,7 @@ def _methods(
 
 def _score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
     begun = time.monotonic()
-    learnt = learner.learn(features, draw.position, draw.pixels.split)
+    learnt = learner.learn(features, draw.position, draw.pixels.split, (draw.pixels.y, draw.pixels.x))
     scores = {key: learnt.confusion.finish()[key] for key in ("oa", "aa", "kappa", "per_class")}
     said = {"ece": learnt.reliability.error(), "reliability": learnt.reliability.rows()}
     return scores | said | {"seconds": time.monotonic() - begun}

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtmsd.calibration import Reliability, fit_temperature, fold_of
+from mtmsd.calibration import Reliability, fit_temperature, twin_folds
 from mtmsd.classifier import Member, Sizes
 from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble, assemble
 from mtmsd.features import Extractor, Readout, stage_widths
-from mtmsd.members import Pixels, held_out_logits, train_member
+from mtmsd.members import Pixels, held_out_logits, train_member, training_margin
 from mtmsd.metrics import Confusion
 from mtmsd.purify import ClassMeans, Selection, select
-from mtmsd.split import TEST, TRAIN
+from mtmsd.split import TEST, TRAIN, block_of
 from mtmsd.windows import PatchConfig
 from pipeline.artifacts import RunFolder
 from pipeline.config import Config
@@ -80,13 +80,20 @@ class Learner:
             means.append(sums.finish())
         return select(means, self.config.purify)
 
-    def learn(self, features: Kinds, position: NDArray[np.int64], use: NDArray[np.int64]) -> Learnt:
+    def learn(
+        self,
+        features: Kinds,
+        position: NDArray[np.int64],
+        use: NDArray[np.int64],
+        place: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    ) -> Learnt:
         """Purify, train and calibrate the ensemble, score the test pixels.
 
         Args:
             features: As ``features`` gives them, not purified yet.
             position: Class position of each pixel, 0-based.
             use: TRAIN, TEST or UNUSED.
+            place: Row and column of each pixel; needed where the split is by blocks, to hold out blocks too.
         """
         train, classes = use == TRAIN, int(position.max()) + 1
         selection = self.purify(features, position, train)
@@ -94,7 +101,10 @@ class Learner:
         pixels = Pixels(*kept, torch.from_numpy(position)).at(torch.from_numpy(train))
         stages = stage_widths(self.config.unet, self.config.features.stages, self.config.patches.side)
         sizes = Sizes(kept[0].shape[1], selection.per_stage(stages), classes, kept[2].shape[1])
-        ensemble = self._ensemble(pixels, sizes)
+        block = None
+        if place is not None and self.config.split.protocol == "blocks":
+            block = block_of(*place, self.config.split)[train]
+        ensemble = self._ensemble(pixels, sizes, block)
         test, confusion, reliability = np.flatnonzero(use == TEST), Confusion(classes), Reliability()
         for part in np.array_split(test, max(1, len(test) // 256)):
             answer = ensemble(*(kind[part] for kind in kept))
@@ -103,15 +113,18 @@ class Learner:
             reliability.update(answer.confidence_N.numpy(), predicted == position[part])
         return Learnt(ensemble, selection, confusion, reliability)
 
-    def _ensemble(self, pixels: Pixels, sizes: Sizes) -> Ensemble:
+    def _ensemble(self, pixels: Pixels, sizes: Sizes, block: NDArray[np.int64] | None) -> Ensemble:
         head, fusion, seed = self.config.classifier, self.config.fusion, self.config.seed
         members: list[Member] = []
         for member in range(head.members):
             members.append(train_member(head, fusion, pixels, sizes, seed=seed, member=member)[0])
         if not head.calibrate:
             return assemble(members, head.vote)
-        fold = torch.from_numpy(fold_of(pixels.position_N.numpy(), head.members, seed))
-        held = [(m, fold == m) for m in range(head.members) if (fold == m).any()]
+        folds = twin_folds(pixels.position_N.numpy(), head.members, seed, block)
+        held = [(m, torch.from_numpy(fold == m)) for m in range(head.members) for fold in folds]
+        held = [(m, mask) for m, mask in held if mask.any()]
         logits = [held_out_logits(head, fusion, pixels, sizes, mask, seed=seed, member=m) for m, mask in held]
         truth = [pixels.position_N[mask] for _, mask in held]
-        return assemble(members, head.vote, fit_temperature(torch.cat(logits), torch.cat(truth)))
+        margins = [training_margin(member, pixels) for member in members]
+        temperature = fit_temperature(torch.cat(logits), torch.cat(truth), sum(margins) / len(margins))
+        return assemble(members, head.vote, temperature)

@@ -24,7 +24,7 @@ from typing import Any
 _PIECES = {
     "areas": ("AreaEstimates", "estimate_areas"),
     "bands": ("BandMap", "band_spacing", "in_order", "match_bands"),
-    "calibration": ("Reliability", "fit_temperature", "fold_of"),
+    "calibration": ("Reliability", "fit_temperature", "fold_of", "twin_folds"),
     "conformal": ("Coverage", "class_sets", "set_threshold"),
     "classifier": ("ClassifierConfig", "Head", "Sizes"),
     "ensemble": ("Ensemble", "Prediction", "assemble", "combine"),

@@ -78,6 +78,12 @@ def _cosine(config: ClassifierConfig, epoch: int) -> float:
     return config.final_rate + (config.learning_rate - config.final_rate) * wave
 
 
+def training_margin(member: Member, pixels: Pixels) -> float:
+    """Mean gap between a member's two largest logits at the pixels that trained it."""
+    first_N, second_N = _logits(member, pixels).topk(2).values.unbind(dim=1)
+    return float((first_N - second_N).mean())
+
+
 def held_out_logits(
     config: ClassifierConfig,
     fusion: FusionConfig,
@@ -96,5 +102,10 @@ def held_out_logits(
     twin, _ = train_member(
         config, fusion, pixels.at(~held_N), sizes, seed=seed, member=config.members + member
     )
+    return _logits(twin, pixels.at(held_N))
+
+
+def _logits(member: Member, pixels: Pixels) -> Tensor:
     with torch.inference_mode():
-        return torch.cat([twin(*pixels.at(part)[:3]) for part in torch.split(held_N.nonzero()[:, 0], 1024)])
+        parts = torch.split(torch.arange(len(pixels.position_N)), 1024)
+        return torch.cat([member(*pixels.at(part)[:3]) for part in parts])

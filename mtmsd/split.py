@@ -105,11 +105,11 @@ def _refusal(
 ) -> str:
     """What is missing in the last draw, where the class lies, and what helps."""
     name, missing = ("training", untrained) if len(untrained) else ("test", untested)
-    block = np.stack([y // config.block, x // config.block])
+    block = block_of(y, x, config)
     lying = []
     for code in missing.tolist():
         mine = label == code
-        count = np.unique(block[:, mine], axis=1).shape[1]
+        count = len(np.unique(block[mine]))
         places = f" in {count} block{'s' * (count > 1)}" if config.protocol == "blocks" else ""
         lying.append(f"{code} ({int(mine.sum())} pixels{places})")
     keep = "; split.untested=keep trains and maps such a class without scoring it"
@@ -154,6 +154,11 @@ def _train_count(count: int, available: int, config: SplitConfig) -> int:
     return max(min(wanted, limit, config.max_train_per_class), 1)
 
 
+def block_of(y: IntArray, x: IntArray, config: SplitConfig) -> IntArray:
+    """A number for the block in which each pixel lies, ascending by row, then by column."""
+    return (y // config.block << 32) + x // config.block
+
+
 def _training_side(
     y: IntArray, x: IntArray, label: IntArray, kept: IntArray, config: SplitConfig,
     rng: np.random.Generator,
@@ -164,8 +169,7 @@ def _training_side(
     joins the side on which its classes are worse represented so far, relative to their total. A block that
     is a class's only one trains where untested classes are kept.
     """
-    block = (y // config.block) * (int(x.max(initial=0)) // config.block + 1) + x // config.block
-    names, member = np.unique(block, return_inverse=True)
+    names, member = np.unique(block_of(y, x, config), return_inverse=True)
     position = np.searchsorted(kept, np.where(np.isin(label, kept), label, kept[0]))
     table = np.zeros((len(names), len(kept)))
     np.add.at(table, (member, position), np.isin(label, kept).astype(float))

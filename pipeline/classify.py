@@ -99,10 +99,15 @@ def _column(folder: RunFolder, name: str) -> np.ndarray[Any, Any]:
 
 def _calibrate(config: Config, folder: RunFolder) -> None:
     """Write the temperature that fits the held-out training pixels, and the threshold of sets of classes."""
-    stored = [read_weights(folder.held_out(member))[0] for member in range(config.classifier.members)]
+    members, level = range(config.classifier.members), config.classifier.set_level
+    stored = [read_weights(folder.held_out(member))[0] for member in members]
     logits, position = (torch.cat([part[name] for part in stored]) for name in ("logits", "position"))
-    temperature, level = fit_temperature(logits, position), config.classifier.set_level
-    threshold = set_threshold((logits / temperature).softmax(dim=1), position, level)
+    kind = torch.cat([part.get("kind", torch.zeros_like(part["position"])) for part in stored])
+    margins = [read_weights(folder.member(member))[1].get("margin") for member in members]
+    margin = float(np.mean([float(said) for said in margins if said])) if all(margins) else None
+    temperature = fit_temperature(logits, position, margin)
+    hardest = kind == kind.max() if len(kind) else kind.bool()
+    threshold = set_threshold((logits[hardest] / temperature).softmax(dim=1), position[hardest], level)
     about = {"temperature": temperature, "held_out_pixels": len(position)}
     write_json(folder.calibration, about | {"sets": {"level": level, "threshold": threshold}})
 

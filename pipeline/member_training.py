@@ -15,13 +15,13 @@ import torch
 import zarr
 from safetensors.torch import save_file
 
-from mtmsd.calibration import fold_of
+from mtmsd.calibration import twin_folds
 from mtmsd.classifier import Member, Sizes
 from mtmsd.features import stage_widths
 from mtmsd.hyperfeatures import heaviest
-from mtmsd.members import History, Pixels, held_out_logits, train_member
+from mtmsd.members import History, Pixels, held_out_logits, train_member, training_margin
 from mtmsd.purify import Selection
-from mtmsd.split import TRAIN
+from mtmsd.split import TRAIN, block_of
 from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config
@@ -36,17 +36,16 @@ def train_members(settings: dict[str, Any]) -> None:
     """One worker trains every n-th member."""
     config, folder, mine = _told(settings)
     pixels, sizes = _training_pixels(config, folder, read_timesteps(config, folder))
-    position = pixels.position_N.cpu().numpy()
-    fold = torch.from_numpy(fold_of(position, config.classifier.members, config.seed))
+    folds = _folds(config, folder, pixels)
     for member in mine:
         if config.classifier.calibrate:
-            held = (fold == member).to(pixels.position_N.device)
-            _write_held_out(config, folder, pixels, sizes, held, member)
+            _write_held_out(config, folder, pixels, sizes, [fold == member for fold in folds], member)
         head, history = train_member(
             config.classifier, config.fusion, pixels, sizes, seed=config.seed, member=member
         )
         path = folder.member(member)
-        _save(path, head.state_dict(), described(config, sizes, history))
+        about = described(config, sizes, history) | {"margin": str(training_margin(head, pixels))}
+        _save(path, head.state_dict(), about)
         settings["meter"].add.remote(1, 0, 0, path.stat().st_size, peak_rss())
         settings["meter"].observe.remote(**history[-1])
     ray.train.report({"members": len(mine)})
@@ -116,16 +115,36 @@ def mixing_of(
     return {"timesteps": list(timesteps), "stages": list(stages), "weights": weights}
 
 
+def _folds(config: Config, folder: RunFolder, pixels: Pixels) -> list[torch.Tensor]:
+    """The fold of each training pixel: of pixels and, where the split is by blocks, of blocks."""
+    block = None
+    if config.split.protocol == "blocks":
+        group: Any = zarr.open_group(str(folder.features), mode="r", use_consolidated=False)
+        y, x, split = (np.asarray(group[name][...]) for name in ("y_index", "x_index", "split"))
+        block = block_of(y, x, config.split)[split == TRAIN]
+    position = pixels.position_N.cpu().numpy()
+    folds = twin_folds(position, config.classifier.members, config.seed, block)
+    return [torch.from_numpy(fold).to(pixels.position_N.device) for fold in folds]
+
+
 def _write_held_out(
-    config: Config, folder: RunFolder, pixels: Pixels, sizes: Sizes, held: torch.Tensor, member: int
+    config: Config, folder: RunFolder, pixels: Pixels, sizes: Sizes, held: list[torch.Tensor], member: int
 ) -> None:
-    """What a member's twin says of the training pixels that it was not given."""
-    logits = torch.empty((0, sizes.classes))
-    if held.any():
-        logits = held_out_logits(
-            config.classifier, config.fusion, pixels, sizes, held, seed=config.seed, member=member
-        )
-    _save(folder.held_out(member), {"logits": logits, "position": pixels.position_N[held]})
+    """What a member's twins say of the training pixels that they were not given; ``kind``: which twin."""
+    said = {
+        "logits": [torch.empty((0, sizes.classes))],
+        "position": [torch.empty(0, dtype=torch.long)],
+        "kind": [torch.empty(0, dtype=torch.long)],
+    }
+    for kind, mask in enumerate(held):
+        if mask.any():
+            logits = held_out_logits(
+                config.classifier, config.fusion, pixels, sizes, mask, seed=config.seed, member=member
+            )
+            said["logits"].append(logits.cpu())
+            said["position"].append(pixels.position_N[mask].cpu())
+            said["kind"].append(torch.full((len(logits),), kind))
+    _save(folder.held_out(member), {name: torch.cat(parts) for name, parts in said.items()})
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

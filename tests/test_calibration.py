@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 
-from mtmsd.calibration import Reliability, fit_temperature, fold_of
+from mtmsd.calibration import PRIOR_MARGIN, PRIOR_WIDTH, Reliability, fit_temperature, fold_of, twin_folds
 
 torch.set_num_threads(1)
 
@@ -26,6 +27,31 @@ def test_temperatures_stay_in_bounds_where_the_likelihood_has_none() -> None:
     assert fit_temperature(torch.empty((0, 3)), torch.empty(0, dtype=torch.long)) == 1.0
 
 
+def test_without_pixels_the_margin_decides() -> None:
+    nothing = torch.empty((0, 3)), torch.empty(0, dtype=torch.long)
+    assert fit_temperature(*nothing, margin=3.0) == pytest.approx(3 / PRIOR_MARGIN, rel=0.01)
+    assert fit_temperature(*nothing, margin=0.0) == pytest.approx(0.1, rel=1e-6)
+
+
+@pytest.mark.parametrize("pixels", [5, 40, 2_000])
+def test_pixels_outweigh_the_margin_as_they_grow_in_number(pixels: int) -> None:
+    """The cost by hand for two classes, and its minimum by a library."""
+    generator = torch.Generator().manual_seed(pixels)
+    gap = 2 * torch.randn(pixels, generator=generator).abs()
+    right = torch.rand(pixels, generator=generator) < torch.sigmoid(gap / 1.5)
+    logits = torch.stack([gap, torch.zeros(pixels)], dim=1)
+
+    def cost(log_t: float) -> float:
+        likely = 1 / (1 + np.exp(-gap.numpy() * np.where(right, 1, -1) / np.exp(log_t)))
+        return float(-np.log(likely).sum() + (log_t - np.log(0.5)) ** 2 / 2 / PRIOR_WIDTH**2)
+
+    found = fit_temperature(logits, (~right).long(), margin=0.5 * PRIOR_MARGIN)
+    assert found == pytest.approx(np.exp(minimize_scalar(cost, (-1, 0)).x), rel=0.01)
+    assert 0.5 < found < 1.6
+    if pixels == 2_000:
+        assert found == pytest.approx(1.5, rel=0.1)
+
+
 def test_folds_share_out_every_class() -> None:
     position = np.repeat([0, 1, 2, 3], [10, 7, 2, 1])
     fold = fold_of(position, 5, seed=3)
@@ -35,6 +61,18 @@ def test_folds_share_out_every_class() -> None:
     assert fold[position == 3].tolist() == [-1]
     assert np.array_equal(fold, fold_of(position, 5, seed=3))
     assert not np.array_equal(fold, fold_of(position, 5, seed=4))
+
+
+def test_folds_of_blocks_hold_out_all_of_a_class_in_a_block() -> None:
+    position, block = np.repeat([0, 1, 2], [12, 6, 4]), np.repeat([3, 8, 9, 3, 8, 5], [4, 4, 4, 3, 3, 4])
+    pixels, blocks = twin_folds(position, 2, 3, block)
+    np.testing.assert_array_equal(pixels, fold_of(position, 2, 3))
+    whole = [blocks[(position == k) & (block == b)] for k, b in ((0, 3), (0, 8), (0, 9), (1, 3), (1, 8))]
+    assert all(len(set(fold.tolist())) == 1 for fold in whole)
+    assert sorted(fold[0] for fold in whole[:3]) in ([0, 0, 1], [0, 1, 1])
+    assert sorted(fold[0] for fold in whole[3:]) == [0, 1]
+    assert set(blocks[position == 2]) == {-1}  # in one block only: nothing would be left to learn from
+    assert len(twin_folds(position, 2, 3)) == 1
 
 
 def test_calibration_error_by_hand() -> None:

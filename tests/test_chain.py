@@ -131,7 +131,7 @@ def test_the_benchmarks_learner_is_the_pipeline(finished: Path) -> None:
     y, x, label, split = (np.asarray(group[n][...]) for n in ("y_index", "x_index", "label", "split"))
     learner = Learner(finished)
     features = learner.features(learner.config.patches, y, x)
-    learnt = learner.learn(features, np.unique(label, return_inverse=True)[1], split)
+    learnt = learner.learn(features, np.unique(label, return_inverse=True)[1], split, (y, x))
     metrics = read_json(finished / "metrics.json")
     assert learnt.selection.as_json() == {
         key: read_json(finished / "classifier" / "selection.json")[key] for key in ("centre", "pooled")

@@ -14,7 +14,7 @@ from mtmsd.classifier import ClassifierConfig, Head, Sizes
 from mtmsd.ensemble import Ensemble, combine
 from mtmsd.fusion import FusionConfig
 from mtmsd.heads import make_member
-from mtmsd.members import Pixels, held_out_logits, train_member
+from mtmsd.members import Pixels, held_out_logits, train_member, training_margin
 from tests import reference
 
 torch.set_num_threads(1)
@@ -139,6 +139,15 @@ def test_a_twin_has_not_seen_what_is_held_out() -> None:
     lied = pixels._replace(position_N=torch.where(held, 0, pixels.position_N))
     again = held_out_logits(QUICK, FusionConfig(), lied, SIZES, held, seed=1, member=0)
     assert torch.equal(logits, again)
+
+
+def test_the_training_margin_is_the_mean_gap_of_the_logits() -> None:
+    pixels = Pixels(*toy(9))
+    head, _ = trained(replace(QUICK, epochs=2), toy(9))
+    with torch.inference_mode():
+        logits = [sorted(head(*pixels.at(torch.tensor([i]))[:3])[0].tolist()) for i in range(9)]
+    by_hand = sum(row[-1] - row[-2] for row in logits) / 9
+    assert training_margin(head, pixels) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_the_temperature_sharpens_confidence_alone() -> None:

@@ -1,0 +1,83 @@
+"""What twins are not given, and what calibration makes of their answers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from mtmsd.calibration import fit_temperature
+from mtmsd.classifier import Sizes
+from mtmsd.conformal import set_threshold
+from mtmsd.members import Pixels
+from mtmsd.split import TEST, TRAIN
+from pipeline import classify, member_training
+from pipeline.artifacts import RunFolder, read_json
+from pipeline.config import Config, load_config
+from pipeline.trained import read_weights
+
+SIZES = Sizes(1, (4,), 2, 0)
+MEMBERS = ["classifier.members=2", "classifier.epochs=3", "classifier.hidden=[4]"]
+BLOCKS = [*MEMBERS, "split.protocol=blocks", "split.block=4"]
+SIDE = 16
+
+
+@pytest.fixture
+def trained(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Config, RunFolder, Pixels]:
+    """Every second pixel of a square trains, two classes by column; two members and their twins."""
+    config, folder = load_config(None, request.param), RunFolder(tmp_path)
+    folder.classifier.mkdir()
+    y, x = (axis.ravel() for axis in np.indices((SIDE, SIDE)))
+    split = np.where((y + x) % 2, TRAIN, TEST)
+    group = zarr.create_group(folder.features)
+    for name, column in (("y_index", y), ("x_index", x), ("split", split)):
+        group.create_array(name, data=column)
+    position = torch.from_numpy(x[split == TRAIN] // (SIDE // 2))
+    centre = torch.randn((len(position), 1, 4), generator=torch.Generator().manual_seed(0))
+    centre[:, 0, 0] += 3 * position
+    pixels = Pixels(centre, torch.zeros_like(centre), torch.zeros((len(position), 0)), position)
+    folds = member_training._folds(config, folder, pixels)
+    for member in range(2):
+        held = [fold == member for fold in folds]
+        member_training._write_held_out(config, folder, pixels, SIZES, held, member)
+        about = {"margin": "3.0" if member else "1.0"}
+        member_training._save(folder.member(member), {"w": torch.zeros(1)}, about)
+    return config, folder, pixels
+
+
+@pytest.mark.parametrize(("trained", "kinds"), [(MEMBERS, 1), (BLOCKS, 2)], indirect=["trained"])
+def test_every_training_pixel_is_held_out_once_by_each_kind_of_twin(
+    trained: tuple[Config, RunFolder, Pixels], kinds: int
+) -> None:
+    _, folder, pixels = trained
+    stored = [read_weights(folder.held_out(member))[0] for member in range(2)]
+    for kind in range(kinds):
+        position = torch.cat([part["position"][part["kind"] == kind] for part in stored])
+        assert torch.equal(position.sort().values, pixels.position_N.sort().values)
+    assert all(set(part["kind"].tolist()) == set(range(kinds)) for part in stored)
+
+
+@pytest.mark.parametrize("trained", [BLOCKS], indirect=True)
+def test_a_block_is_held_out_whole(trained: tuple[Config, RunFolder, Pixels]) -> None:
+    config, folder, pixels = trained
+    _, fold = member_training._folds(config, folder, pixels)
+    y, x = (axis.ravel() for axis in np.indices((SIDE, SIDE)))
+    train = (y + x) % 2 == 1
+    block = (y // 4 * 4 + x // 4)[train]
+    assert all(len(set(fold[torch.from_numpy(block == b)].tolist())) == 1 for b in range(16))
+    assert set(fold.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("trained", [BLOCKS], indirect=True)
+def test_all_twins_say_the_temperature_and_those_without_blocks_the_sets(
+    trained: tuple[Config, RunFolder, Pixels],
+) -> None:
+    config, folder, _ = trained
+    classify._calibrate(config, folder)
+    stored = [read_weights(folder.held_out(member))[0] for member in range(2)]
+    logits, position, kind = (torch.cat([part[n] for part in stored]) for n in ("logits", "position", "kind"))
+    found = read_json(folder.calibration)
+    assert found["temperature"] == fit_temperature(logits, position, margin=2.0)
+    likely = (logits[kind == 1] / found["temperature"]).softmax(dim=1)
+    assert found["sets"]["threshold"] == set_threshold(likely, position[kind == 1], 0.95)
