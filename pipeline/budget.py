@@ -137,7 +137,8 @@ def _feature_bytes(config: Config) -> int:
 def _classify(config: Config, scene: Scene) -> dict[str, Any]:
     _, _, _, split = labelled_split(config, scene)
     features, members, train = _feature_bytes(config), config.classifier, int((split == TRAIN).sum())
-    epochs = members.members * members.epochs * (2 if members.calibrate else 1)
+    twins = members.calibrate * (2 if config.split.protocol == "blocks" else 1)
+    epochs = members.members * members.epochs * (1 + twins)
     return {
         "unit": "members", "units": members.members, "bytes_read": len(split) * features,
         # A worker holds the training pixels' features, and their standardised copy.

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mtmsd.split import TRAIN
 from pipeline import machine as machine_module
 from pipeline.artifacts import RunFolder
 from pipeline.budget import Cost, check_fits, costs, table, unet_bytes
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.labels import labelled_split
 from pipeline.machine import Machine, shown
 from pipeline.plan import Plan, make_plan
 from pipeline.run import cli
@@ -60,6 +62,14 @@ def test_counts_by_hand(small: tuple[Config, RunFolder, str]) -> None:
     assert (tiles.units, tiles.windows, tiles.unet_passes) == (4, 25 * 23, 2 * 25 * 23)
     assert tiles.bytes_read == 4 * 4 * 76 * 76 * 4
     assert tiles.bytes_written == 100 * 90 * (9 * 4 / 3 + 2 * 5)
+
+
+def test_splits_by_blocks_train_a_second_twin(small: tuple[Config, RunFolder, str]) -> None:
+    settings = ["split.protocol=blocks", "split.block=4", "split.untested=keep"]
+    config = load_config(None, settings, small[0])
+    train = int((labelled_split(config, open_scene(small[2]))[3] == TRAIN).sum())
+    planned = _planned((config, *small[1:]))
+    assert planned["classify"].member_steps == 2 * 3 * 5 * max(1, train // config.classifier.batch)
 
 
 def test_what_is_done_is_taken_off(small: tuple[Config, RunFolder, str]) -> None:
