@@ -33,7 +33,7 @@ _PIECES = {
     "fusion": ("FusionConfig", "SelectiveFusion"),
     "heads": ("make_member",),
     "hyperfeatures": ("Hyperfeatures",),
-    "members": ("Pixels", "held_out_logits", "train_member"),
+    "members": ("Pixels", "held_out_logits", "train_member", "training_margin"),
     "metrics": ("Confusion", "boundary_f_score"),
     "mosaic": ("Mosaic", "fade"),
     "multistage": ("MultistageUNet", "OptimalDenoiser", "cut_points", "find_cuts", "similarity"),

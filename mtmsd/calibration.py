@@ -53,8 +53,8 @@ def twin_folds(
     Held-out pixels among training pixels are easier than such test pixels, whole blocks harder: a twin
     without them has seen less than its member.
     """
-    blocks = [] if block_N is None else [fold_of(position_N, folds, seed, block_N)]
-    return [fold_of(position_N, folds, seed), *blocks]
+    places = [None] if block_N is None else [None, block_N]
+    return [fold_of(position_N, folds, seed, place_N) for place_N in places]
 
 
 def fit_temperature(logits_NC: Tensor, position_N: Tensor, margin: float | None = None) -> float:

@@ -108,7 +108,7 @@ def _calibrate(config: Config, folder: RunFolder) -> None:
     temperature = fit_temperature(logits, position, margin)
     hardest = kind == kind.max() if len(kind) else kind.bool()
     threshold = set_threshold((logits[hardest] / temperature).softmax(dim=1), position[hardest], level)
-    about = {"temperature": temperature, "held_out_pixels": len(position)}
+    about = {"temperature": temperature, "held_out_pixels": int((kind == 0).sum())}
     write_json(folder.calibration, about | {"sets": {"level": level, "threshold": threshold}})
 
 

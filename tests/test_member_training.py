@@ -81,3 +81,19 @@ def test_all_twins_say_the_temperature_and_those_without_blocks_the_sets(
     assert found["temperature"] == fit_temperature(logits, position, margin=2.0)
     likely = (logits[kind == 1] / found["temperature"]).softmax(dim=1)
     assert found["sets"]["threshold"] == set_threshold(likely, position[kind == 1], 0.95)
+    assert found["held_out_pixels"] == (kind == 0).sum()
+
+
+@pytest.mark.parametrize("trained", [MEMBERS], indirect=True)
+def test_members_of_a_stage_begun_by_an_earlier_version_have_no_prior(
+    trained: tuple[Config, RunFolder, Pixels],
+) -> None:
+    config, folder, _ = trained
+    stored = [read_weights(folder.held_out(member))[0] for member in range(2)]
+    for member, part in enumerate(stored):
+        del part["kind"]
+        member_training._save(folder.held_out(member), part)
+    member_training._save(folder.member(0), {"w": torch.zeros(1)})
+    classify._calibrate(config, folder)
+    logits, position = (torch.cat([part[name] for part in stored]) for name in ("logits", "position"))
+    assert read_json(folder.calibration)["temperature"] == fit_temperature(logits, position)

@@ -32,15 +32,8 @@ def test_one_band_rotated_smaller_than_a_patch_without_wavelengths(
     cube[:, 0, 0] = np.nan
     write_scene(tmp_path / "s.zarr", cube, labels=labels, crs="EPSG:32615", transform=ROTATED)
     out = tmp_path / "out"
-    settings = [
-        "--set",
-        "reduce.components=1",
-        "--set",
-        "polygons.min_px=2",
-        "--set",
-        "split.protocol=blocks",
-    ]
-    settings += ["--set", "split.block=6", "--set", "split.untested=keep"]
+    given = ("reduce.components=1", "polygons.min_px=2", "split.protocol=blocks", "split.block=6")
+    settings = [word for value in (*given, "split.untested=keep") for word in ("--set", value)]
     assert run(tmp_path / "s.zarr", out, *settings) == 0
     said = capfd.readouterr().err
     assert "left out: 1 labelled pixels without data" in said
