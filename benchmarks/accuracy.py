@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.accuracy --scene SCENE --config FILE --out DIR --seeds 0,1,2``. Reduction and
 pretraining see no labels and run once, as the pipeline in DIR/base; so do the features of all labelled
-pixels. Every split then trains and scores all methods, and leaves DIR/<protocol>_seed<n>.json. The same
-command resumes.
+pixels. Every split then trains and scores all methods, and leaves DIR/<protocol>_seed<n>.json. Splits of the
+protocol ``inductive`` hide their test blocks from all this and have a base each. The same command resumes.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import click
 import numpy as np
@@ -37,6 +37,7 @@ from pipeline.errors import UserError, run_command
 from pipeline.fingerprints import fingerprints
 from pipeline.scene import Scene, open_scene
 
+INDUCTIVE = "inductive"
 METHODS = {
     "published": PUBLISHED, "svm": peers.SPECTRA, "emp": peers.PROFILES, "features": peers.FEATURES,
     "forest": peers.FOREST, "ssftt": peers.TRANSFORMER,
@@ -67,35 +68,22 @@ def main(
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     command = [url, *(["--config", config_file] if config_file else [])]
-    base = RunFolder(folder / "base")
-    pipeline_until(command, base, overrides_of(overrides, None), "pretrain")
-    records = base.records()
-    report: dict[str, Any] = about() | {
-        "scene": {"name": Path(scene.url).stem} | read_json(base.run)["scene"],
-        "config": read_json(base.run)["config"],
-        "shared": {"seconds": records["reduce"]["wall_s"] + records["pretrain"]["wall_s"]},
-        "protocols": {},
-    }
-    images = _images(scene, base)
-    labelled = Labelled.read(base, scene)
-    published = None
-    if PUBLISHED in methods:
-        published = Labelled.read(base, scene, as_published(Learner(base.path).config))
-    report["shared"]["seconds"] += labelled.seconds
+    prepared = _Bases(command, folder, scene, methods)
+    several = set(protocols) != {INDUCTIVE}
+    shared = prepared("base", overrides_of(overrides, None)) if several else None
+    tables: dict[str, Any] = {}
     for protocol in protocols:
         runs = []
         for seed in seeds:
             chosen = [*overrides_of(overrides, protocol), f"split.seed={seed}"]
-            config = settle(scene, base, config_file, chosen).config
+            own = f"base_{protocol}_seed{seed}"
+            base = prepared(own, chosen) if protocol == INDUCTIVE else cast(Base, shared)
+            config = settle(scene, base.run, config_file, chosen).config
             print(f"{protocol}, seed {seed}:", file=sys.stderr, flush=True)
             cache = folder / f"{protocol}_seed{seed}.json"
-            found = measure(config, base, labelled, images, cache, published, methods)
-            runs.append({"seed": seed} | found)
-        report["protocols"][protocol] = {
-            "summary": summarise(runs),
-            "shared_tests": shared_tests(runs),
-            "runs": runs,
-        }
+            runs.append({"seed": seed} | measure(config, *base[:3], cache, base.published, methods))
+        tables[protocol] = {"summary": summarise(runs), "shared_tests": shared_tests(runs), "runs": runs}
+    report = about() | prepared.facts | {"protocols": tables}
     write_json(folder / "accuracy.json", report)
     page = markdown(report)
     (folder / "accuracy.md.partial").write_text(page)
@@ -124,6 +112,47 @@ def _images(scene: Scene, base: RunFolder) -> Images:
     begun = time.monotonic()
     profiles_DHW = peers.profiles(_array(base.reduced, "reduced"))
     return cube_BHW, profiles_DHW, time.monotonic() - begun
+
+
+class Base(NamedTuple):
+    """A pretrained run, and what its splits share."""
+
+    run: RunFolder
+    labelled: Labelled
+    images: Images
+    published: Labelled | None
+
+
+class _Bases:
+    """Pretrained runs as they are asked for, and what the report says of them."""
+
+    def __init__(self, command: list[str], folder: Path, scene: Scene, methods: Sequence[str]) -> None:
+        self._command, self._folder, self._scene, self._methods = command, folder, scene, methods
+        self.facts: dict[str, Any] = {"shared": {"seconds": 0.0, "bases": 0}}
+
+    def __call__(self, name: str, settings: list[str]) -> Base:
+        """The run of this name with these settings, made or found.
+
+        Raises:
+            UserError: An inductive split was drawn from labelled pixels that turn out to hold no data.
+        """
+        run, scene = RunFolder(self._folder / name), self._scene
+        pipeline_until(self._command, run, settings, "pretrain")
+        labelled = Labelled.read(run, scene)
+        if name != "base" and len(labelled.y) < len(scene.labelled_pixels()[0]):
+            raise UserError(
+                f"scene {scene.url}: expected data at all labelled pixels, found them at {len(labelled.y)}; "
+                f"protocol {INDUCTIVE} draws its splits before data are looked for"
+            )
+        published = None
+        if PUBLISHED in self._methods:
+            published = Labelled.read(run, scene, as_published(Learner(run.path).config))
+        told, records, shared = read_json(run.run), run.records(), self.facts["shared"]
+        self.facts.setdefault("scene", {"name": Path(scene.url).stem} | told["scene"])
+        self.facts.setdefault("config", told["config"])
+        shared["seconds"] += records["reduce"]["wall_s"] + records["pretrain"]["wall_s"] + labelled.seconds
+        shared["bases"] += 1
+        return Base(run, labelled, _images(scene, run), published)
 
 
 @dataclass(frozen=True)
@@ -173,7 +202,7 @@ def measure(
     methods: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Scores of the methods on one split; each is kept in ``cache`` as soon as it is known."""
-    key, draw = _key(config, base), Draw.of(config, labelled, published)
+    key, draw = score_key(config, base), Draw.of(config, labelled, published)
     found: dict[str, Any] = read_json(cache) if cache.exists() else {}
     if found.get("key") != key:
         found = {"key": key} | draw.facts(config) | {"methods": {}}
@@ -206,10 +235,10 @@ def _methods(
         selection = learner.purify(draw.features, draw.position, pixels.split == TRAIN)
         return draw.features[0][..., list(selection.centre)].numpy()
 
-    found = {OURS: lambda: _score(learner, draw.features, draw)}
+    found = {OURS: lambda: score(learner, draw.features, draw)}
     if draw.published is not None:
         features = draw.published
-        found[PUBLISHED] = lambda: _score(Learner(base.path, as_published(config)), features, draw)
+        found[PUBLISHED] = lambda: score(Learner(base.path, as_published(config)), features, draw)
     return found | {
         peers.SPECTRA: machine(lambda: [("", peers.spectra(cube_BHW, pixels))]),
         peers.PROFILES: machine(lambda: [("", profiles_DHW[:, pixels.y, pixels.x].T)], profile_s),
@@ -219,7 +248,8 @@ def _methods(
     }
 
 
-def _score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
+def score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
+    """How the ensemble, trained on these features of the split's pixels, does on its test pixels."""
     begun = time.monotonic()
     learnt = learner.learn(features, draw.position, draw.pixels.split, (draw.pixels.y, draw.pixels.x))
     scores = {key: learnt.confusion.finish()[key] for key in ("oa", "aa", "kappa", "per_class")}
@@ -227,7 +257,7 @@ def _score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
     return scores | said | {"seconds": time.monotonic() - begun}
 
 
-def _key(config: Config, base: RunFolder) -> str:
+def score_key(config: Config, base: RunFolder) -> str:
     """What the scores depend on: settings (the published ones too), the U-Net, and the code of the peers."""
     digest = hashlib.sha256(json.dumps(fingerprints(config, {}), sort_keys=True).encode())
     for path in (base.unet, PAPER, Path(peers.__file__), Path(ssftt.__file__)):

@@ -52,17 +52,20 @@ def shared_tests(runs: Sequence[dict[str, Any]]) -> list[list[int]]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The whole report as a page of Markdown."""
-    shared = report["shared"]
     lines = [
         f"# Accuracy on {report['scene']['name']}",
         "",
         f"- {report['date']}, commit {report['commit']}",
         f"- Machine: {report['machine']}",
         f"- Command: `{report['command']}`",
-        f"- Reduction and pretraining, shared by all runs: {shared['seconds']:.0f} s",
         "- Test pixels only; mean ± sample standard deviation over seeds; differences are taken "
         "seed by seed on the same pixels.",
     ]
+    if shared := report.get("shared"):
+        lines.append(
+            f"- Reduction, pretraining and features of the labelled pixels: {shared['seconds']:.0f} s "
+            f"for {shared['bases']} U-Net{'s' * (shared['bases'] > 1)}"
+        )
     for protocol, part in report["protocols"].items():
         lines += ["", f"## {_split_line(protocol, part['runs'])}", "", *table(part["summary"])]
         errors = _statistics([run["methods"][OURS]["ece"] for run in part["runs"]])

@@ -16,8 +16,10 @@ PROTOCOLS = {
     **{f"few{n}": ["split.protocol=random", f"split.train_per_class={n}"] for n in (5, 10, 30)},
     "blocks": ["split.protocol=blocks"],
     **{f"guard{px}": ["split.protocol=blocks", f"split.guard_px={px}"] for px in (12, 24)},
+    "inductive": ["split.protocol=blocks", "split.inductive=true"],
 }
-"""Name -> settings: shares of each class as configured; few labels; blocks, with a guard distance."""
+"""Name -> settings: shares of each class as configured; few labels; blocks, with a guard distance; blocks
+that reduction and pretraining do not see either, so that every split has its own."""
 _ROOT = Path(__file__).resolve().parent.parent
 
 

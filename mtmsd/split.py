@@ -36,6 +36,9 @@ class SplitConfig:
     untested: Literal["refuse", "keep"] = "refuse"
     """Classes for which no test pixel is left, as one that lies in a single block: ``refuse`` the split, or
     ``keep`` them; they then train and are mapped, but nothing scores them."""
+    inductive: bool = False
+    """Hide the blocks that hold test pixels from all that learns without labels, reduction and pretraining;
+    without it they see the whole scene (transductive, as in the paper)."""
     seed: int | None = None
     """Seed of the split; the run's own when absent."""
     max_train_per_class: int = 5_000
@@ -54,6 +57,10 @@ class SplitConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"split.{name} must be at least {least}, found {value}")
+        if self.inductive and self.protocol != "blocks":
+            raise ValueError(
+                f"split.inductive hides whole blocks and needs split.protocol=blocks, found {self.protocol}"
+            )
 
 
 def make_split(y: IntArray, x: IntArray, label: IntArray, config: SplitConfig, seed: int) -> IntArray:
@@ -157,6 +164,38 @@ def _train_count(count: int, available: int, config: SplitConfig) -> int:
 def block_of(y: IntArray, x: IntArray, config: SplitConfig) -> IntArray:
     """A number for the block in which each pixel lies, ascending by row, then by column."""
     return (y // config.block << 32) + x // config.block
+
+
+@dataclass(frozen=True)
+class HiddenBlocks:
+    """Blocks of a scene whose pixels count as no data.
+
+    >>> y, x = np.array([0, 0, 5]), np.array([0, 4, 0])
+    >>> split, config = np.array([TRAIN, TEST, TRAIN]), SplitConfig(protocol="blocks", block=4)
+    >>> HiddenBlocks.of_test(y, x, split, config).mask(2, 5, 2, 6).astype(int).tolist()
+    [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+    """
+
+    side: int
+    """Of a block, pixels."""
+    blocks: frozenset[tuple[int, int]]
+    """Row and column of each, counted in blocks."""
+
+    @staticmethod
+    def of_test(y: IntArray, x: IntArray, split: IntArray, config: SplitConfig) -> "HiddenBlocks":
+        """The blocks that hold a test pixel."""
+        places = np.stack([y, x])[:, split == TEST] // config.block
+        return HiddenBlocks(config.block, frozenset(zip(*places.tolist(), strict=True)))
+
+    def mask(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.bool_]:
+        """Which pixels of rows y0..y1 and columns x0..x1 (excluded) are hidden."""
+        rows, columns = np.arange(y0, y1) // self.side, np.arange(x0, x1) // self.side
+        hidden = np.zeros((y1 - y0, x1 - x0), bool)
+        for row in np.unique(rows):
+            for column in np.unique(columns):
+                if (int(row), int(column)) in self.blocks:
+                    hidden[np.ix_(rows == row, columns == column)] = True
+        return hidden
 
 
 def _training_side(

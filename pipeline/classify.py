@@ -189,7 +189,8 @@ def _metrics(
     ]  # fmt: skip
     protocol = config.split
     seed = config.seed if protocol.seed is None else protocol.seed
-    shown = {"protocol": protocol.protocol, "seed": seed, "guard_px": protocol.guard_px}
+    shown = {"protocol": protocol.protocol, "seed": seed, "guard_px": protocol.guard_px,
+             "inductive": protocol.inductive}  # fmt: skip
     share = (
         {"train_fraction": protocol.train_fraction} if protocol.train_per_class is None
         else {"train_per_class": protocol.train_per_class}

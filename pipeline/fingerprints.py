@@ -21,7 +21,7 @@ _SAID_IF_SET = {
     "fusion": ("kind", "width", "keep_timesteps"),
     "classifier": ("kind", "patch"),
     "map": ("regions",),
-    "split": ("untested",),
+    "split": ("untested", "inductive"),
 }
 """Settings that enter a fingerprint only where they differ from their default."""
 
@@ -31,7 +31,10 @@ _WITHOUT_EFFECT = {("pretrain", "checkpoint_every"), ("map", "pixels")}
 def stage_settings(config: Config, stage: str) -> dict[str, Any]:
     """The settings that the stage's own result depends on."""
     values = config.model_dump(mode="json")
-    chosen = {section: values[section] for section in STAGE_SECTIONS[stage]}
+    sections = STAGE_SECTIONS[stage]
+    if stage == "reduce" and config.split.inductive:
+        sections = (*sections, "seed", "split")
+    chosen = {section: values[section] for section in sections}
     for section, key in _WITHOUT_EFFECT & {(s, k) for s in chosen if s != "seed" for k in chosen[s]}:
         del chosen[section][key]
     defaults = Config().model_dump(mode="json")
@@ -59,7 +62,7 @@ def fingerprints(config: Config, inputs: dict[str, str]) -> dict[str, str]:
     Args:
         config: The run's configuration.
         inputs: Fingerprints that enter a stage from outside: ``reduce`` (the scene) and
-            ``extract`` (its labels).
+            ``extract`` (its labels, which an inductive split brings to ``reduce``).
     """
     result, chain = {}, ""
     for stage in STAGE_SECTIONS:

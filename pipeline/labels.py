@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmsd.split import TEST, UNUSED, make_split
+from mtmsd.split import TEST, TRAIN, UNUSED, HiddenBlocks, make_split
 from mtmsd.windows import PatchConfig
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -27,12 +27,8 @@ def labelled_split(
     Raises:
         UserError: The labels cannot serve the split.
     """
-    y, x, label = scene.labelled_pixels()
-    if len(y) == 0:
-        raise UserError(
-            f"scene {scene.url}: expected labelled pixels (labels > 0), found none; "
-            "add labels, or use --model RUN_DIR to map with an earlier run's classifier"
-        )
+    y, x, label = _labelled(scene)
+    split = _split(config, scene, y, x, label) if config.split.inductive else None
     if reduced is not None:
         there = reduced.has_data(y, x)
         if not there.any():
@@ -40,20 +36,68 @@ def labelled_split(
                 f"scene {scene.url}: expected data at the labelled pixels, found none at all {len(y)}; "
                 "check that labels and image lie in the same place"
             )
+        if split is not None:
+            _check_left(scene, label, split, there)
+            split = split[there]
         y, x, label = y[there], x[there], label[there]
         for note in _left_out(label, config.split.min_class, int((~there).sum())):
             print(f"left out: {note}", file=sys.stderr)
-    seed = config.seed if config.split.seed is None else config.split.seed
-    try:
-        split = make_split(y, x, label, config.split, seed)
-    except ValueError as error:
-        raise UserError(f"scene {scene.url}: {error}") from None
+    if split is None:
+        split = _split(config, scene, y, x, label)
     used = np.flatnonzero(split != UNUSED)
     unscored = np.setdiff1d(label[used], label[split == TEST])
     if reduced is not None and len(unscored):
         print(f"not scored: no test pixel is left for class {unscored.tolist()}", file=sys.stderr)
     order = used[by_block(y[used], x[used], config.patches)]
     return y[order], x[order], label[order], split[order]
+
+
+def hidden_blocks(config: Config, scene: Scene) -> HiddenBlocks | None:
+    """What reduction and pretraining must not see: the blocks with test pixels, if the split is inductive.
+
+    They are drawn before anyone can know which labelled pixels hold data, as ``labelled_split`` then does.
+
+    Raises:
+        UserError: The labels cannot serve the split.
+    """
+    if not config.split.inductive:
+        return None
+    y, x, label = _labelled(scene)
+    return HiddenBlocks.of_test(y, x, _split(config, scene, y, x, label), config.split)
+
+
+def _labelled(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    y, x, label = scene.labelled_pixels()
+    if len(y) == 0:
+        raise UserError(
+            f"scene {scene.url}: expected labelled pixels (labels > 0), found none; "
+            "add labels, or use --model RUN_DIR to map with an earlier run's classifier"
+        )
+    return y, x, label
+
+
+def _split(
+    config: Config, scene: Scene, y: NDArray[np.int64], x: NDArray[np.int64], label: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    seed = config.seed if config.split.seed is None else config.split.seed
+    try:
+        return make_split(y, x, label, config.split, seed)
+    except ValueError as error:
+        raise UserError(f"scene {scene.url}: {error}") from None
+
+
+def _check_left(
+    scene: Scene, label: NDArray[np.int64], split: NDArray[np.int64], there: NDArray[np.bool_]
+) -> None:
+    """Refuse a split that was drawn from all labels and loses a class's last pixels for want of data."""
+    for name, part in (("training", TRAIN), ("test", TEST)):
+        lost = np.setdiff1d(label[split == part], label[(split == part) & there])
+        if len(lost):
+            raise UserError(
+                f"scene {scene.url}: expected data at the {name} pixels of class {lost.tolist()}, found "
+                "none; with split.inductive the split is drawn before data are looked for: change "
+                "split.seed, or remove labels where there is no data"
+            )
 
 
 def by_block(y: NDArray[np.int64], x: NDArray[np.int64], patches: PatchConfig) -> NDArray[np.int64]:

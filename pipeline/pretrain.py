@@ -24,6 +24,7 @@ from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, sav
 from pipeline.cluster import share_out
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.labels import hidden_blocks
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import PatchReader, Reduced
 from pipeline.scene import Scene
@@ -49,10 +50,11 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
     shares = share_out(config.cluster)
     with metered("pretrain", config.pretrain.steps, "steps") as (meter, record):
         storage.make_folder(folder.pretrain)
-        config = _with_cuts(config, folder)
+        reduced = Reduced(str(folder.reduced), hidden_blocks(config, scene))
+        config = _with_cuts(config, folder, reduced)
         settings = {
             "config": config.model_dump(mode="json"),
-            "reduced": str(folder.reduced),
+            "reduced": reduced,
             "folder": str(folder.pretrain),
             "threads": shares.worker_threads,
             "meter": meter,
@@ -67,11 +69,11 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
             least=config.cluster.min_train_workers,
             resources={"CPU": shares.worker_cpus, "GPU": shares.num_gpus},
         )
-        _publish(config, folder, Reduced(str(folder.reduced)).shape[0])
+        _publish(config, folder, reduced.shape[0])
         return record()
 
 
-def _with_cuts(config: Config, folder: RunFolder) -> Config:
+def _with_cuts(config: Config, folder: RunFolder, reduced: Reduced) -> Config:
     """The same with the timesteps at which decoders change; found on the scene once, kept in ``cuts.json``.
 
     Raises:
@@ -82,7 +84,7 @@ def _with_cuts(config: Config, folder: RunFolder) -> Config:
     found = folder.pretrain / "cuts.json"
     if not found.exists():
         sample, all_of_it = replace(config.pretrain, batch=_CUT_PATCHES), slice(0, _CUT_PATCHES)
-        reader = PatchReader(Reduced(str(folder.reduced)), config.patches, sample, config.seed, all_of_it)
+        reader = PatchReader(reduced, config.patches, sample, config.seed, all_of_it)
         patches = torch.from_numpy(reader(0)["patches"])
         try:
             cuts = find_cuts(patches, Schedule(config.diffusion), config.unet, config.seed)
@@ -113,7 +115,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     workers, rank = context.get_world_size(), context.get_world_rank()
     share = share_of(config.pretrain.batch, rank, workers)
-    reduced = Reduced(settings["reduced"])
+    reduced: Reduced = settings["reduced"]
     device = ray.train.torch.get_device()
     torch.manual_seed(config.seed)
     unet = make_unet(config.unet, reduced.shape[0]).to(device)

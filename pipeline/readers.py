@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from mtmsd.split import HiddenBlocks
 from mtmsd.training import PretrainConfig, draw_patches, turned
 from mtmsd.windows import PatchConfig, read_padded
 from pipeline.chunks import read_region
@@ -35,12 +36,16 @@ class SceneReader:
 
     scene: Scene
     grid: TileGrid
+    hidden: HiddenBlocks | None = None
+    """What is read as no data."""
 
     def __call__(self, unit: int) -> Row:
         """Read a tile."""
         y0, y1, x0, x1 = self.grid.bounds(unit)
         cube = np.full((self.scene.bands, self.grid.side, self.grid.side), np.nan, np.float32)
         cube[:, : y1 - y0, : x1 - x0] = self.scene.read(y0, y1, x0, x1)
+        if self.hidden:
+            cube[:, : y1 - y0, : x1 - x0][:, self.hidden.mask(y0, y1, x0, x1)] = np.nan
         return {"cube": cube, "pixels": (y1 - y0) * (x1 - x0), "bytes_read": cube.nbytes}
 
 
@@ -49,6 +54,8 @@ class Reduced:
     """The reduced cube on disk: (component, y, x) float32, NaN = no data."""
 
     path: str
+    hidden: HiddenBlocks | None = None
+    """What is read as no data, too."""
 
     @property
     def array(self) -> zarr.Array[Any]:
@@ -73,6 +80,8 @@ class Reduced:
                 result[:, a0 - y0 : a1 - y0, b0 - x0 : b1 - x0] = chunk[
                     :, a0 - top : a1 - top, b0 - left : b1 - left
                 ]
+        if self.hidden:
+            result[:, self.hidden.mask(y0, y1, x0, x1)] = np.nan
         return result
 
     def has_data(self, y: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.georeference import consolidate
+from pipeline.labels import hidden_blocks
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import SceneReader, reduced_grid
 from pipeline.scene import Scene, write_georeference
@@ -47,16 +48,17 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         UserError: The scene holds no valid pixel, or too few bands for the components.
     """
     grid = reduced_grid(scene)
+    hidden = None if folder.spectral.exists() else hidden_blocks(config, scene)
     passes = 1 if folder.spectral.exists() else 2
     with metered("reduce", passes * len(grid), "tiles") as (meter, record):
         if passes == 2:
-            write_json(folder.spectral, _statistics(config, scene, grid, meter))
+            write_json(folder.spectral, _statistics(config, SceneReader(scene, grid, hidden), meter))
         spectral = read_json(folder.spectral)
         _create(folder, scene, grid, len(spectral["scale"]))
         todo = folder.todo("reduce", range(len(grid)))
         meter.skip.remote(len(grid) - len(todo))
         if todo:
-            dataset = _tiles("reduce: scene", scene, grid, todo, together=1).map_batches(
+            dataset = _tiles("reduce: scene", SceneReader(scene, grid), todo, together=1).map_batches(
                 partial(_project, spectral=spectral), batch_size=1, num_cpus=_CPUS
             )
             sink = ChunkSink("reduced.zarr", folder.reduced, _Regions(grid), folder.markers("reduce"), meter)
@@ -64,31 +66,30 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         return record()
 
 
-def _tiles(
-    name: str, scene: Scene, grid: TileGrid, units: list[int], together: int = _MOST_TILES
-) -> ray.data.Dataset:
+def _tiles(name: str, reader: SceneReader, units: list[int], together: int = _MOST_TILES) -> ray.data.Dataset:
     """Tiles of the scene, up to ``together`` in a block: few where they are written, to be marked soon.
 
     A tile takes milliseconds, so several share Ray's work for a task. Only this grouping depends on the
     cluster; tiles are summed and written one by one. A task takes a whole CPU: it computes, and every
     process more spends seconds on its imports first.
     """
-    source = UnitSource(name, units, SceneReader(scene, grid), scene.bands * grid.side**2 * 4)
+    source = UnitSource(name, units, reader, reader.scene.bands * reader.grid.side**2 * 4)
     most = min(_MOST_TILES, max(1, _BLOCK_BYTES // source.row_bytes))
     busy = int(_TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1))
     tasks = max(-(-len(units) // most), min(len(units), busy))
     return read_units(source, tasks, min(together, most), _CPUS)
 
 
-def _statistics(config: Config, scene: Scene, grid: TileGrid, meter: Any) -> dict[str, Any]:
+def _statistics(config: Config, reader: SceneReader, meter: Any) -> dict[str, Any]:
     """One pass over the scene: which bands hold data, and the moments of the pixels that do.
 
     A tile cannot know whether a band that is empty in it is empty everywhere. It sums over the bands
     that hold data in it; a tile without a band that has data elsewhere has no valid pixel at all.
     """
+    scene = reader.scene
     total = np.zeros(scene.bands, np.int64)
     by_bands: dict[bytes, Moments] = {}
-    parts = _tiles("reduce: statistics", scene, grid, list(range(len(grid)))).map_batches(
+    parts = _tiles("reduce: statistics", reader, list(range(len(reader.grid)))).map_batches(
         _tile_moments, batch_size=1, num_cpus=_CPUS
     )
     for row in in_order(parts.iter_rows()):

@@ -31,6 +31,7 @@ from pipeline.report_text import (
     sets_meaning,
     size,
     split_meaning,
+    unlabelled_meaning,
     unscored_meaning,
 )
 from pipeline.scene import Scene
@@ -177,10 +178,9 @@ def _metrics(folder: RunFolder) -> Context | None:
         entry | {"users": u, "f1": f} for entry, u, f in zip(metrics["per_class"], users, f1, strict=True)
     ]
     described = (split["protocol"], drawn, f"guard {split.get('guard_px', 0)} px")
+    meanings = (split_meaning, unlabelled_meaning, unscored_meaning, map_meaning)
     return metrics | {
-        "meaning": " ".join(
-            filter(None, [split_meaning(metrics), unscored_meaning(metrics), map_meaning(metrics)])
-        ),
+        "meaning": " ".join(filter(None, (meaning(metrics) for meaning in meanings))),
         "told_sets": sets_meaning(metrics),
         "drawn": ", ".join([*described, f"seed {split.get('seed', 0)}"]),
         "per_class": per_class,

@@ -82,6 +82,16 @@ def split_meaning(metrics: Context) -> str:
     return apart + f"Still, {seen}: to that extent the scores are optimistic; widen the guard."
 
 
+def unlabelled_meaning(metrics: Context) -> str:
+    """Return what learnt without labels from the test pixels' places; nothing where metrics do not say."""
+    inductive = metrics["split"].get("inductive")
+    if inductive is None:
+        return ""
+    if inductive:
+        return "Reduction and pretraining saw nothing of the blocks that hold test pixels."
+    return "Reduction and pretraining saw the whole scene, without labels."
+
+
 def unscored_meaning(metrics: Context) -> str:
     """Return which classes trained without test pixels, so that no score speaks of them."""
     names = [entry["name"] for entry in metrics["per_class"] if not entry["n_test"]]

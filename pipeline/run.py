@@ -92,7 +92,8 @@ def _plan_and_run(
             f"found {config.reduce.components}"
         )
     plan = make_plan(config, folder, opened, first, last, location(model) if model else None)
-    if "extract" in plan.todo:
+    learns = {"reduce", "extract"} if config.split.inductive and not model else {"extract"}
+    if learns & set(plan.todo):
         labelled_split(config, opened)  # labels that cannot serve are found out before any work
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -204,7 +204,7 @@ def test_page_names_the_split_and_seeds_that_share_their_test_pixels() -> None:
     part = {"summary": summarise(runs), "shared_tests": shared_tests(runs), "runs": runs}
     page = markdown({
         "scene": {"name": "field"}, "date": "today", "commit": "abc", "machine": "m", "command": "c",
-        "shared": {"seconds": 3.2}, "protocols": {"blocks": part},
+        "shared": {"seconds": 3.2, "bases": 1}, "protocols": {"blocks": part},
     })  # fmt: skip
     assert "## Split blocks (30 a class, guard 12 px), seeds 0, 1, 2: 20 to 22 training and 80" in page
     assert "overlap 50.0 %" in page

@@ -14,6 +14,7 @@ from benchmarks.accuracy_table import OURS
 from benchmarks.published import PUBLISHED, as_published
 from mtmsd.split import make_split
 from pipeline.artifacts import RunFolder, write_json
+from pipeline.classes import table_of
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.scene import open_scene, write_scene
@@ -129,3 +130,46 @@ def test_splits_are_those_of_the_pipeline() -> None:
     config = load_config(None, SETTINGS).split
     expected = make_split(kept.y, kept.x, kept.label, config, 5)
     assert np.array_equal(turned.split(config, 5), expected[order])
+
+
+def test_every_inductive_split_has_a_pretraining_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another U-Net for each; the other protocols share one."""
+    asked: dict[str, list[str]] = {}
+
+    def until(command: list[str], run: RunFolder, settings: list[str], last: str) -> None:
+        asked[run.path.name] = settings
+        run.unet.parent.mkdir(parents=True, exist_ok=True)
+        run.unet.write_text(run.path.name)
+        config = load_config(None).model_dump(mode="json")
+        write_json(run.run, {"config": config, "scene": {"bands": 5}})
+        write_json(run.path / "stages.json", {name: {"wall_s": 2.0} for name in ("reduce", "pretrain")})
+
+    read = []
+    monkeypatch.setattr(accuracy, "pipeline_until", until)
+    monkeypatch.setattr(
+        accuracy.Labelled, "read", lambda run, scene: read.append(run.path.name) or labelled()
+    )
+    cube = np.random.default_rng(0).random((5, 6, 6), np.float32)
+    monkeypatch.setattr(accuracy, "_images", lambda scene, run: (cube, cube, 0.0))
+    label = labelled().label.reshape(6, 6).astype(np.uint8)
+    classes = table_of([(2, "a", "#ff0000"), (5, "b", "#00ff00"), (9, "c", "#0000ff")])
+    write_scene(tmp_path / "s.zarr", cube, labels=label, classes=classes)
+    settings = [*(s for s in SETTINGS if not s.startswith("split.seed")), "split.block=2"]
+    arguments = ["--scene", str(tmp_path / "s.zarr"), "--out", str(tmp_path / "out"), "--seeds", "0,1"]
+    arguments += ["--methods", "svm", *(part for setting in settings for part in ("--set", setting))]
+    assert accuracy.cli([*arguments, "--protocols", "inductive,blocks"]) == 0
+    assert read == ["base", "base_inductive_seed0", "base_inductive_seed1"]
+    for seed in (0, 1):
+        assert {"split.inductive=true", f"split.seed={seed}"} <= set(asked[f"base_inductive_seed{seed}"])
+    report = json.loads((tmp_path / "out" / "accuracy.json").read_text())
+    assert report["shared"] == {"seconds": 3 * (2 + 2 + 1), "bases": 3}
+    own, shared = (report["protocols"][name]["runs"] for name in ("inductive", "blocks"))
+    assert [run["test_pixels"] for run in own] == [run["test_pixels"] for run in shared]
+
+    part = labelled()
+    fewer = replace(part, y=part.y[1:], x=part.x[1:], label=part.label[1:])
+    monkeypatch.setattr(accuracy.Labelled, "read", lambda run, scene: fewer)
+    assert accuracy.cli([*arguments, "--protocols", "inductive"]) == 2
+    assert "expected data at all labelled pixels, found them at 35" in capsys.readouterr().err

@@ -109,6 +109,7 @@ def test_metrics_count_test_pixels_only(finished: Path) -> None:
     assert metrics["oa"] == pytest.approx(np.trace(confusion) / confusion.sum())
     assert sum(row["n_test"] for row in metrics["per_class"]) == metrics["n_test"]
     assert 0 <= metrics["overlap"] <= 1
+    assert metrics["split"]["inductive"] is False
 
 
 def test_map_is_the_classifiers_answer(finished: Path) -> None:

@@ -9,7 +9,7 @@ import zarr
 from mtmsd.split import TEST, TRAIN
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.labels import labelled_split
+from pipeline.labels import hidden_blocks, labelled_split
 from pipeline.readers import Reduced
 from pipeline.scene import Scene, open_scene, write_scene
 from tests.conftest import TINY
@@ -68,3 +68,27 @@ def test_before_any_work_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureF
     scene, _ = make(tmp_path, (slice(0, 0), slice(0, 0)))
     assert len(labelled_split(load_config(TINY), scene)[0]) == 200
     assert capsys.readouterr().err == ""
+
+
+def test_inductive_splits_are_drawn_before_data_are_looked_for(tmp_path: Path) -> None:
+    """What is hidden are the blocks of the split's test pixels, whatever data say."""
+    scene, reduced = make(tmp_path, (slice(20, 23), slice(20, 30)))
+    config = load_config(TINY, ["split.protocol=blocks", "split.block=5", "split.inductive=true"])
+    y, x, label, split = labelled_split(config, scene, reduced)
+    assert (label == 2).sum() < 70
+    hidden = hidden_blocks(config, scene)
+    assert hidden is not None
+    inside = hidden.mask(0, HEIGHT, 0, WIDTH)[y, x]
+    assert np.array_equal(inside, split == TEST)
+    early = labelled_split(config, scene)
+    there = ~((early[0] >= 20) & (early[0] < 23))
+    for found, before in zip((y, x, label, split), early, strict=True):
+        assert np.array_equal(found, before[there])
+    assert hidden_blocks(load_config(TINY), scene) is None
+
+
+def test_an_inductive_split_without_data_is_refused(tmp_path: Path) -> None:
+    scene, reduced = make(tmp_path, (slice(20, 30), slice(20, 30)))
+    config = load_config(TINY, ["split.protocol=blocks", "split.block=5", "split.inductive=true"])
+    with pytest.raises(UserError, match=r"training pixels of class \[2\], found none"):
+        labelled_split(config, scene, reduced)

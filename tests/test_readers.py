@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
+from mtmsd.split import HiddenBlocks
 from mtmsd.training import PretrainConfig, draw_patches, turned
 from mtmsd.windows import PatchConfig, windows_of_tile
 from pipeline.readers import PatchReader, Reduced, TileReader, WindowReader
@@ -66,6 +67,23 @@ def test_tile_and_group_see_the_same_windows(
             at = divmod(int(group["offset"][pixel]), stride)
             value = of_tile[:, before + at[0], before + at[1]]
             np.testing.assert_array_equal(value, cube[:, py, px])
+
+
+def test_hidden_blocks_are_no_data_also_where_the_scene_is_reflected(
+    cube: np.ndarray, reduced: Reduced
+) -> None:
+    hidden = HiddenBlocks(5, frozenset({(0, 0), (1, 2), (4, 5)}))
+    blind, plain = Reduced(reduced.path, hidden), cube.copy()
+    plain[:, :5, :5] = plain[:, 5:10, 10:15] = plain[:, 20:, 25:] = np.nan
+    np.testing.assert_array_equal(blind.read(0, HEIGHT, 0, WIDTH), plain)
+    patches, pretrain = PatchConfig(size=8), PretrainConfig(batch=40)
+    whole = np.pad(plain, ((0, 0), (8, 8), (8, 8)), mode="reflect")
+    row = PatchReader(blind, patches, pretrain, 3, slice(0, 40))(0)["patches"]
+    draw = draw_patches(3, 0, pretrain, HEIGHT, WIDTH, 4)
+    for patch, y, x, turn in zip(row, draw.y, draw.x, draw.turn, strict=True):
+        expected = whole[:, y + 8 : y + 16, x + 8 : x + 16]
+        np.testing.assert_array_equal(patch, turned(expected, int(turn)))
+    assert not np.isnan(reduced.read(0, 5, 0, 5)).any(), "decoded chunks are shared and must stay whole"
 
 
 def test_units_hold_whole_chunks_and_few_windows(reduced: Reduced, monkeypatch: pytest.MonkeyPatch) -> None:

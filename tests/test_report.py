@@ -199,6 +199,8 @@ def test_a_whole_run_has_every_section_and_its_numbers(run_dir: Path, scene: Sce
     ):
         assert shown in text
     assert "None" not in text
+    unscored = text[text.index('class="name">water</th><td>6</td><td>0</td>') :]
+    assert re.findall(r"<td>(\S*?)(?:<span|</td>)", unscored)[2:5] == ["\u2013"] * 3, "nothing scores it"
     assert text.count('<th scope="row" class="name">reduce</th>') == 1
     assert '<th scope="row" class="name">report</th>' not in text
 

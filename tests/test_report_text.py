@@ -13,6 +13,7 @@ from pipeline.report_text import (
     percent,
     size,
     split_meaning,
+    unlabelled_meaning,
     unscored_meaning,
 )
 
@@ -30,6 +31,12 @@ def test_sentences_about_the_split() -> None:
     assert "optimistic" not in apart
     assert "widen the guard" in meaning(0.1, protocol="blocks", guard_px=0)
     assert meaning(None, protocol="blocks").endswith("different blocks of the scene.")
+
+
+def test_what_learnt_without_labels() -> None:
+    assert "nothing of the blocks" in unlabelled_meaning({"split": {"inductive": True}})
+    assert "the whole scene" in unlabelled_meaning({"split": {"inductive": False}})
+    assert unlabelled_meaning({"split": {}}) == "", "metrics of an earlier version do not say"
 
 
 def test_classes_without_test_pixels_are_named() -> None:

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mtmsd.split import TEST, TRAIN, UNUSED, SplitConfig, _draw, make_split, near_any, overlap
+from mtmsd.split import (
+    TEST,
+    TRAIN,
+    UNUSED,
+    HiddenBlocks,
+    SplitConfig,
+    _draw,
+    make_split,
+    near_any,
+    overlap,
+)
 
 IntArray = NDArray[np.int64]
 CODES = (3, 7, 20, 21)
@@ -188,6 +198,28 @@ def test_a_guard_that_swallows_a_class_is_refused() -> None:
         make_split(y, x, label, config, 0)
     with pytest.raises(ValueError, match=r"leaves no test pixel for class 3 \(.*split\.min_class$"):
         make_split(y, x, label, replace(config, untested="keep"), 0)
+
+
+@given(seed=st.integers(0, 1000), corner=st.tuples(st.integers(0, 35), st.integers(0, 35)))
+@settings(max_examples=40, deadline=None)
+def test_hidden_blocks_hold_all_test_and_no_training_pixels(seed: int, corner: tuple[int, int]) -> None:
+    """Of any part of the scene; against one pixel after the other."""
+    y, x, label = fields(seed)
+    config = replace(BLOCKS, block=7, inductive=True)
+    split = make_split(y, x, label, config, seed)
+    hidden = HiddenBlocks.of_test(y, x, split, config)
+    whole = hidden.mask(0, 40, 0, 40)
+    assert whole[y, x][split == TEST].all()
+    assert not whole[y, x][split == TRAIN].any()
+    expected = np.array([[(r // 7, c // 7) in hidden.blocks for c in range(40)] for r in range(40)])
+    (top, left), (bottom, right) = corner, (min(40, corner[0] + 9), min(40, corner[1] + 11))
+    part = hidden.mask(top, bottom, left, right)
+    assert np.array_equal(part, expected[top:bottom, left:right])
+
+
+def test_inductive_needs_blocks() -> None:
+    with pytest.raises(ValueError, match=r"split\.inductive .* needs split\.protocol=blocks, found random"):
+        replace(RANDOM, inductive=True)
 
 
 def test_fewer_than_two_classes_are_refused() -> None:
