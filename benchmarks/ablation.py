@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -22,7 +22,7 @@ from benchmarks.labelled import Labelled
 from benchmarks.learn import Learner
 from benchmarks.record import about
 from pipeline.artifacts import RunFolder, read_json, write_json
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.defaults import settle
 from pipeline.errors import UserError, run_command
 from pipeline.scene import Scene, open_scene
@@ -76,25 +76,35 @@ def main(
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     command = [url, *(["--config", config_file] if config_file else [])]
-    cache = folder / "ablation_scores.json"
-    found: dict[str, Any] = read_json(cache) if cache.exists() else {}
+    kept = Kept(folder / "ablation_scores.json", scene)
     runs: dict[str, list[dict[str, Any]]] = {protocol: [] for protocol in protocols}
     for change in changes:
         base = _base(command, folder, change, overrides)
-        labelled: Labelled | None = None
         for protocol in protocols:
             for seed in seeds:
                 extra = [_UNCALIBRATED, *CHANGES[change], f"split.seed={seed}"]
                 config = settle(scene, base, config_file, [*overrides_of(overrides, protocol), *extra]).config
-                key = score_key(config, base)
-                if key not in found:
-                    print(f"{change}: {protocol}, seed {seed}", file=sys.stderr, flush=True)
-                    labelled = labelled or Labelled.read(base, scene, config)
-                    draw = Draw.of(config, labelled, None)
-                    found[key] = draw.facts(config) | score(Learner(base.path, config), draw.features, draw)
-                    write_json(cache, found)
-                _add(runs[protocol], seed, change, found[key])
+                _add(runs[protocol], seed, change, kept(f"{change}: {protocol}, seed {seed}", config, base))
     _publish(folder, scene, runs)
+
+
+class Kept:
+    """Scores of splits, in a file under what they depend on."""
+
+    def __init__(self, path: Path, scene: Scene) -> None:
+        self._path, self._scene = path, scene
+        self._found: dict[str, Any] = read_json(path) if path.exists() else {}
+
+    def __call__(self, name: str, config: Config, base: RunFolder) -> dict[str, Any]:
+        """Facts and scores of the configuration's split; made where they are not yet known."""
+        key = score_key(config, base)
+        if key not in self._found:
+            print(name, file=sys.stderr, flush=True)
+            draw = Draw.of(config, Labelled.read(base, self._scene, config), None)
+            scored = score(Learner(base.path, config), draw.features, draw)
+            self._found[key] = draw.facts(config) | scored
+            write_json(self._path, self._found)
+        return cast(dict[str, Any], self._found[key])
 
 
 def names_of(text: str | None) -> list[str]:

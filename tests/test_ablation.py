@@ -1,12 +1,13 @@
-"""The ablation table: one change at a time, on the same pixels, kept for the next time."""
+"""The ablation and the lengths of pretraining: the same pixels for all, kept for the next time."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import ablation
+from benchmarks import ablation, pretraining_length
 from benchmarks.accuracy_table import OURS
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.classes import table_of
@@ -37,8 +38,12 @@ def pretrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         run.unet.parent.mkdir(parents=True, exist_ok=True)
         run.unet.write_text(run.path.name)
         write_json(run.run, {"config": Config().model_dump(mode="json")})
+        write_json(run.path / "stages.json", {"pretrain": {"wall_s": 7.0}})
+        losses = [(5, 9.0), (60, 0.5), (100, 0.25)]
+        write_json(run.pretrain / "history.json", [{"step": k, "loss": loss} for k, loss in losses])
 
-    monkeypatch.setattr(ablation, "pipeline_until", until)
+    for module in (ablation, pretraining_length):
+        monkeypatch.setattr(module, "pipeline_until", until)
     monkeypatch.setattr(ablation.Labelled, "read", staticmethod(lambda base, scene, config: labelled()))
     return asked
 
@@ -68,6 +73,32 @@ def test_changes_stand_beside_the_defaults_and_are_kept(
     monkeypatch.setattr(ablation, "score", scored_again)
     assert ablation.cli(arguments) == 0
     assert read_json(tmp_path / "out" / "ablation.json")["protocols"]["random"]["runs"] == report["runs"]
+
+
+def test_lengths_of_pretraining(scene: Path, pretrained: list[str], tmp_path: Path) -> None:
+    settings = [part for setting in SHORT for part in ("--set", setting)]
+    out, picture = tmp_path / "out", tmp_path / "lengths.png"
+    arguments = [
+        "--scene",
+        str(scene),
+        "--out",
+        str(out),
+        "--protocols",
+        "random",
+        "--seeds",
+        "0,1",
+        *settings,
+    ]
+    assert pretraining_length.cli([*arguments, "--steps", "100,9", "--picture", str(picture)]) == 0
+    assert pretrained == ["base_32_9", "base_32_100"]
+    short, full = read_json(out / "pretraining_length.json")["rows"]
+    assert (short["steps"], full["steps"], full["seconds"]) == (9, 100, 7.0)
+    assert full["loss"] == pytest.approx((0.5 + 0.25) / 2), "of the last fifty steps"
+    assert len(full["oa"]["random, features alone"]) == 2
+    page = (out / "pretraining_length.md").read_text()
+    assert "| 32 | 100 | 7 | 0.375 |" in page
+    assert Image.open(picture).size[0] > 300
+    assert pretraining_length.cli([*arguments, "--steps", "0"]) == 2
 
 
 def test_every_change_is_a_setting_that_differs() -> None:
