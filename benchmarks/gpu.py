@@ -15,7 +15,8 @@ from benchmarks.exact import PAPER, random_unet, smooth_patches
 from benchmarks.record import publish
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor
-from mtmsd.training import PretrainConfig, make_optimizer, pretrain_step
+from mtmsd.steps import PretrainConfig
+from mtmsd.training import make_optimizer, pretrain_step
 from mtmsd.windows import PatchConfig
 
 WAYS = (("exact", PatchConfig(size=48, stride=1)), ("dense 96:72", PatchConfig(size=96, stride=72)))

@@ -14,7 +14,8 @@ import torch
 from benchmarks.exact import smooth_patches
 from benchmarks.record import in_turns, publish
 from mtmsd.diffusion import DiffusionConfig, Schedule
-from mtmsd.training import PretrainConfig, make_optimizer, pretrain_step
+from mtmsd.steps import PretrainConfig
+from mtmsd.training import make_optimizer, pretrain_step
 from mtmsd.unet import UNet, UNetConfig
 
 

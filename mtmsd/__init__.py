@@ -2,7 +2,8 @@
 
 The science alone, with torch and numpy: no cluster, no raster formats, no printing. The modules stand
 in the order of the data: bands, spectral -> windows -> diffusion, unet -> features, spectra -> purify ->
-fusion -> classifier, ensemble -> mosaic -> supertokens, with split, metrics, areas and training beside them.
+fusion -> classifier, ensemble -> mosaic -> supertokens, with split, metrics, areas, and steps and training of
+the U-Net beside them.
 Source: arXiv 2306.08964.
 
 The names below are the pieces; each is loaded from its module when it is first used. For whole scenes
@@ -44,10 +45,8 @@ _PIECES = {
     "supertokens": (
         "SupertokenConfig", "Supertokens", "pixel_probabilities", "spectral_metric", "token_loss",
     ),
-    "training": (
-        "Averaged", "PatchDraw", "PretrainConfig", "draw_interval", "draw_patches", "learning_rate",
-        "make_optimizer", "pretrain_step", "turned",
-    ),
+    "steps": ("PatchDraw", "PretrainConfig", "draw_interval", "draw_patches", "learning_rate", "turned"),
+    "training": ("Averaged", "make_optimizer", "pretrain_step"),
     "unet": ("UNet", "UNetConfig"),
     "unets": ("make_unet",),
     "windows": ("PatchConfig", "pad_index", "read_padded", "windows_of_tile"),

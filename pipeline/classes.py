@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
-
 from pipeline.errors import UserError
 
 
@@ -23,6 +20,9 @@ class ClassTable:
 
 def default_colors(count: int) -> tuple[str, ...]:
     """Return ``count`` distinguishable "#rrggbb" colours; they repeat after twenty."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
     # tab20 holds ten hues in a strong and a pale tone: the strong ones come first.
     palette = [to_hex(color) for color in colormaps["tab20"](range(20))]
     ordered = palette[0::2] + palette[1::2]

@@ -21,8 +21,8 @@ from mtmsd.purify import PurifyConfig
 from mtmsd.spectra import spectra_width
 from mtmsd.spectral import ReduceConfig
 from mtmsd.split import SplitConfig
+from mtmsd.steps import PretrainConfig
 from mtmsd.supertokens import SupertokenConfig
-from mtmsd.training import PretrainConfig
 from mtmsd.unet import UNetConfig
 from mtmsd.windows import PatchConfig
 from pipeline.errors import UserError

@@ -15,8 +15,6 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import zarr
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
@@ -55,6 +53,9 @@ def write_cogs(map_path: str | Path, scene: Scene, out_dir: Path) -> tuple[Path,
 
 def preview(map_path: str | Path, out_png: Path, max_side: int = 1200) -> None:
     """Draw the class map with its legend as a PNG of about `max_side` pixels."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     group = zarr.open_group(str(map_path), mode="r", use_consolidated=False)
     table = class_table(group)
     image = class_image(thumbnail(group, "class", max_side)[0], table)

@@ -28,7 +28,7 @@ from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP, Reduced, WindowReader
 from pipeline.scene import Scene
 from pipeline.trained import make_extractor
-from pipeline.units import ChunkSink, Region, UnitSource, in_order, read_units, write_units
+from pipeline.units import ChunkSink, UnitSource, in_order, no_regions, read_units, write_units
 
 KINDS = ("centre", "pooled")
 """Diffusion features: of the pixel, and means over its window."""
@@ -70,7 +70,8 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
                 (config, folder, shares.gpu, meter, selection, reader.starts),
             )  # fmt: skip
             write_units(
-                rows, ChunkSink("extract: marks", folder.features, _nothing, folder.markers("extract"), meter)
+                rows,
+                ChunkSink("extract: marks", folder.features, no_regions, folder.markers("extract"), meter),
             )
         return record()
 
@@ -198,11 +199,6 @@ def _choose(
             kind.count_K += row["count"]
         meter.add.remote(1, 0, int(row["bytes_read"]), 0, int(row["peak_rss"]))
     return select([kind.finish() for kind in means], config.purify)
-
-
-def _nothing(unit: int) -> dict[str, Region]:
-    """The actor has written its unit; only the marker remains."""
-    return {}
 
 
 def _create(

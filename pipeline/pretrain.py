@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from mtmsd.diffusion import Schedule
 from mtmsd.multistage import find_cuts
-from mtmsd.training import Averaged, make_optimizer, pretrain_step, share_of
+from mtmsd.steps import share_of
+from mtmsd.training import Averaged, make_optimizer, pretrain_step
 from mtmsd.unets import make_unet
 from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json

@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from mtmsd.split import HiddenBlocks
-from mtmsd.training import PretrainConfig, draw_patches, turned
+from mtmsd.steps import PretrainConfig, draw_patches, turned
 from mtmsd.windows import PatchConfig, read_padded
 from pipeline.chunks import read_region
 from pipeline.scene import Scene

@@ -10,22 +10,21 @@ import ray.data
 import zarr
 from zarr.codecs import ZstdCodec
 
-from mtmsd.bands import BandMap
-from mtmsd.spectral import Moments, Projection, fit_projection
+from mtmsd.spectral import Moments, fit_projection
 from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.georeference import consolidate
 from pipeline.labels import hidden_blocks
-from pipeline.progress import metered, peak_rss
+from pipeline.progress import metered
 from pipeline.readers import SceneReader, reduced_grid
+from pipeline.reduction import project, tile_moments
 from pipeline.scene import Scene, write_georeference
 from pipeline.units import (
     ChunkSink,
-    Region,
-    Row,
     TileGrid,
+    TileRegions,
     UnitSource,
     in_order,
     read_units,
@@ -59,9 +58,10 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         meter.skip.remote(len(grid) - len(todo))
         if todo:
             dataset = _tiles("reduce: scene", SceneReader(scene, grid), todo, together=1).map_batches(
-                partial(_project, spectral=spectral), batch_size=1, num_cpus=_CPUS
+                partial(project, spectral=spectral), batch_size=1, num_cpus=_CPUS
             )
-            sink = ChunkSink("reduced.zarr", folder.reduced, _Regions(grid), folder.markers("reduce"), meter)
+            places = TileRegions(grid, ("reduced",), layers=True)
+            sink = ChunkSink("reduced.zarr", folder.reduced, places, folder.markers("reduce"), meter)
             write_units(dataset, sink, num_cpus=_CPUS)
         return record()
 
@@ -90,7 +90,7 @@ def _statistics(config: Config, reader: SceneReader, meter: Any) -> dict[str, An
     total = np.zeros(scene.bands, np.int64)
     by_bands: dict[bytes, Moments] = {}
     parts = _tiles("reduce: statistics", reader, list(range(len(reader.grid)))).map_batches(
-        _tile_moments, batch_size=1, num_cpus=_CPUS
+        tile_moments, batch_size=1, num_cpus=_CPUS
     )
     for row in in_order(parts.iter_rows()):
         total += row["valid"]
@@ -120,41 +120,6 @@ def _statistics(config: Config, reader: SceneReader, meter: Any) -> dict[str, An
         "bands_used": used.tolist(), "bands_dropped": np.flatnonzero(total == 0).tolist(),
         "bands": scene.bands, "wavelength_nm": scene.wavelength_nm, "valid_pixels": moments.count,
     }  # fmt: skip
-
-
-def _tile_moments(batch: Any) -> dict[str, Any]:
-    cube = batch["cube"][0]
-    bands = len(cube)
-    valid = np.isfinite(cube).sum(axis=(1, 2))
-    moments = Moments(int((valid > 0).sum()))
-    moments.update(cube[valid > 0].reshape(moments.mean_B.size, cube[0].size).T)
-    mean, scatter = np.zeros(bands), np.zeros((bands, bands))
-    mean[valid > 0] = moments.mean_B
-    scatter[np.ix_(valid > 0, valid > 0)] = moments.scatter_BB
-    return {
-        "unit": batch["unit"], "bytes_read": batch["bytes_read"], "valid": valid[None], "mean": mean[None],
-        "count": np.array([moments.count]), "scatter": scatter[None], "peak_rss": np.array([peak_rss()]),
-    }  # fmt: skip
-
-
-def _project(batch: Any, spectral: dict[str, Any]) -> Row:
-    cube = batch["cube"][0]
-    if "from_scene" in spectral:  # a model's bands, made from those of another scene
-        cube = BandMap.from_json(spectral["from_scene"]).apply(cube)
-    else:
-        cube = cube[np.asarray(spectral["bands_used"])]
-    reduced = Projection.from_json(spectral).apply(cube)[None]
-    carried = {key: batch[key] for key in ("unit", "pixels", "bytes_read")}
-    return carried | {"reduced": reduced, "peak_rss": np.array([peak_rss()])}
-
-
-class _Regions:
-    def __init__(self, grid: TileGrid) -> None:
-        self._grid = grid
-
-    def __call__(self, unit: int) -> dict[str, Region]:
-        y0, y1, x0, x1 = self._grid.bounds(unit)
-        return {"reduced": (slice(None), slice(y0, y1), slice(x0, x1))}
 
 
 def _create(folder: RunFolder, scene: Scene, grid: TileGrid, components: int) -> None:

@@ -6,10 +6,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import zarr
-from dask.base import compute
 from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -61,6 +59,8 @@ def write_scene(
     Raises:
         UserError: Something lies at ``path``, or shapes, codes or the CRS do not fit.
     """
+    import dask.array as da  # half a second that whoever only reads scenes is spared
+
     target = _free_path(path)
     reflectance = da.asarray(reflectance)
     _check_shapes(reflectance, wavelength_nm, labels, target)
@@ -213,10 +213,12 @@ def _packing(
 
 def _label_codes(labels: Any, classes: ClassTable | None, target: Path) -> tuple[Any, dict[str, Any]]:
     """Return the labels as uint8 or uint16 and their attributes."""
+    import dask.array as da
+
     codes = da.asarray(labels)
     if codes.dtype.kind not in "iu":
         raise UserError(f"scene {target}: labels must be integers, found {codes.dtype}")
-    lowest, highest = (int(v) for v in compute(codes.min(), codes.max()))
+    lowest, highest = (int(v) for v in da.compute(codes.min(), codes.max()))
     highest = max(highest, *(classes.codes if classes else ()), 0)
     if lowest < 0 or highest > np.iinfo(np.uint16).max:
         raise UserError(f"scene {target}: class codes must lie in 0..65535, found {lowest} to {highest}")

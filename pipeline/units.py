@@ -234,11 +234,19 @@ class TileRegions:
 
     grid: TileGrid
     names: tuple[str, ...]
+    layers: bool = False
+    """Whether an axis stands before y and x, of which a tile owns all."""
 
     def __call__(self, unit: int) -> dict[str, Region]:
         """The regions that a tile owns; a second pass numbers its units after those of the first."""
         y0, y1, x0, x1 = self.grid.bounds(unit % len(self.grid))
-        return {name: (slice(y0, y1), slice(x0, x1)) for name in self.names}
+        before = (slice(None),) if self.layers else ()
+        return {name: (*before, slice(y0, y1), slice(x0, x1)) for name in self.names}
+
+
+def no_regions(unit: int) -> dict[str, Region]:
+    """Of a unit that an actor has written itself: only the marker remains."""
+    return {}
 
 
 def in_order(rows: Iterable[Row]) -> Iterator[Row]:

@@ -81,6 +81,19 @@ def test_science_imports_with_the_cluster_blocked() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_workers_that_read_and_write_import_nothing_heavy() -> None:
+    """A run on one machine starts dozens of processes; torch alone is two seconds and 150 MiB in each."""
+    heavy = ["torch", "dask", "xarray", "matplotlib", "rasterio", "scipy"]
+    names = ["pipeline.readers", "pipeline.units", "pipeline.reduction", "pipeline.progress"]
+    code = (
+        f"import sys, importlib\nfor name in {names!r}: importlib.import_module(name)\n"
+        f"found = [name for name in {heavy!r} if name in sys.modules]\nassert not found, found\n"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("path", files("mtmsd"), ids=path_id)
 def test_science_imports_science_alone(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path)}

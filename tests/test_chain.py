@@ -15,7 +15,7 @@ import zarr
 from safetensors.torch import load_file
 
 from benchmarks.learn import Learner
-from mtmsd.training import draw_interval
+from mtmsd.steps import draw_interval
 from pipeline import map as map_stage
 from pipeline.artifacts import STAGES, RunFolder, read_json
 from pipeline.checkpoints import checkpoints

@@ -12,7 +12,7 @@ import pytest
 
 from mtmsd.bands import BandMap
 from mtmsd.spectral import Moments, Projection, ReduceConfig, fit_projection
-from pipeline import reduce, run
+from pipeline import reduction, run
 from pipeline.artifacts import STAGES, RunFolder, read_json, write_json
 from pipeline.config import load_config
 from pipeline.errors import UserError
@@ -192,7 +192,7 @@ def test_the_read_path_gives_the_models_components(model: Path, tmp_path: Path) 
     other = scene(tmp_path / "s.zarr", counts, [*WAVES[::-1], 900.0])
     folder = _adopted(model, other, tmp_path / "out")
     batch = {"cube": counts[None], "unit": [0], "pixels": [1], "bytes_read": [1]}
-    row = reduce._project(batch, spectral=read_json(folder.spectral))
+    row = reduction.project(batch, spectral=read_json(folder.spectral))
     own = Projection.from_json(read_json(model / "spectral.json"))
     expected = own.apply(spectra()[[0, 1, 2, 3, 5]])
     np.testing.assert_allclose(row["reduced"][0], expected, atol=1e-4)

@@ -14,7 +14,8 @@ from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor, FeatureConfig
 from mtmsd.inference import FrozenUNet
 from mtmsd.multistage import MultistageUNet, OptimalDenoiser, cut_points, find_cuts, similarity
-from mtmsd.training import Averaged, PretrainConfig, draw_interval, make_optimizer, pretrain_step
+from mtmsd.steps import PretrainConfig, draw_interval
+from mtmsd.training import Averaged, make_optimizer, pretrain_step
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.unets import KINDS, make_unet
 from mtmsd.windows import PatchConfig

@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from mtmsd.split import HiddenBlocks
-from mtmsd.training import PretrainConfig, draw_patches, turned
+from mtmsd.steps import PretrainConfig, draw_patches, turned
 from mtmsd.windows import PatchConfig, windows_of_tile
 from pipeline.readers import PatchReader, Reduced, TileReader, WindowReader
 from pipeline.units import TileGrid

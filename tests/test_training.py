@@ -8,16 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mtmsd.diffusion import DiffusionConfig, Schedule
-from mtmsd.training import (
-    Averaged,
-    PretrainConfig,
-    draw_patches,
-    learning_rate,
-    make_optimizer,
-    pretrain_step,
-    share_of,
-    turned,
-)
+from mtmsd.steps import PretrainConfig, draw_patches, learning_rate, share_of, turned
+from mtmsd.training import Averaged, make_optimizer, pretrain_step
 from mtmsd.unet import UNet, UNetConfig
 from tests import reference
 
