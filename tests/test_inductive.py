@@ -46,7 +46,7 @@ def noisy(scene: Path, copy: Path, where: np.ndarray) -> Path:
 
 @pytest.mark.cluster
 def test_test_blocks_reach_neither_reduction_nor_pretraining(
-    tiny_scene: Path, ray_cluster: None, tmp_path: Path
+    tiny_scene: Path, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mask = hidden_in(tiny_scene).mask(0, 96, 0, 150)
     assert 0.1 < mask.mean() < 0.9
@@ -71,13 +71,8 @@ def test_test_blocks_reach_neither_reduction_nor_pretraining(
     assert np.array_equal(mask[y, x], split == TEST), "the blocks hidden are those of the split that scores"
     assert not np.isnan(np.asarray(features["centre"][...])).any(), "features are of every pixel"
 
-
-@pytest.mark.cluster
-def test_another_split_needs_another_pretraining(
-    finished: Path, tiny_scene: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    again = arguments(tiny_scene, finished, INDUCTIVE, "--from", "extract")
-    refused(capsys, again, "stage reduce was made with", "split.", "choose another --out")
+    other = arguments(tiny_scene, plain.path, [*INDUCTIVE, "split.seed=9"], "--from", "extract")
+    refused(capsys, other, "stage reduce was made with split.seed = None", "choose another --out")
 
 
 def test_labels_that_cannot_serve_are_told_before_anything_is_learnt(
