@@ -248,7 +248,7 @@ def test_half_a_scene_is_none(s3: s3fs.S3FileSystem, monkeypatch: pytest.MonkeyP
         assert not s3.exists(f"{url}/zarr.json")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.scene_writer.da.store", killed)
+    monkeypatch.setattr("dask.array.store", killed)
     with pytest.raises(KeyboardInterrupt):
         write_scene(url, np.ones((3, 8, 8), np.float32))
     assert not s3.find(url)
