@@ -122,7 +122,7 @@ def draw(rows: Sequence[dict[str, Any]], protocols: Sequence[str], path: Path) -
                 )
         axes.set(xscale="log", xlabel="pretraining steps", ylabel="OA, %", title=protocol)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, handlelength=4)
     figure.savefig(path, dpi=110)
 
 
