@@ -7,7 +7,6 @@ temperature costs as many trainings again and decides hardly a class. Leaves DIR
 DIR/ablation.json; the same command resumes.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,15 @@ from typing import Any, cast
 import click
 
 from benchmarks.accuracy import Draw, score, score_key
-from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise
-from benchmarks.comparison import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
+from benchmarks.accuracy_table import OURS, publish, table_of
+from benchmarks.comparison import (
+    comparing,
+    overrides_of,
+    pipeline_command,
+    pipeline_until,
+    protocol_names,
+    seed_numbers,
+)
 from benchmarks.labelled import Labelled
 from benchmarks.learn import Learner
 from benchmarks.record import about
@@ -68,14 +74,11 @@ def main(
     """Score the defaults with one thing changed, on the same splits of one scene."""
     seeds, protocols, changes = seed_numbers(seed_list), protocol_names(protocol_list), names_of(change_list)
     for protocol in protocols:
-        if load_config(config_file, overrides_of(overrides, protocol)).split.inductive:
-            raise UserError(
-                f"--protocols {protocol}: its splits share no pretraining; see benchmarks.accuracy"
-            )
+        load_config(config_file, overrides_of(overrides, protocol))
     scene = open_scene(url)
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    command = [url, *(["--config", config_file] if config_file else [])]
+    command = pipeline_command(url, config_file)
     kept = Kept(folder / "ablation_scores.json", scene)
     runs: dict[str, list[dict[str, Any]]] = {protocol: [] for protocol in protocols}
     for change in changes:
@@ -85,7 +88,9 @@ def main(
                 extra = [_UNCALIBRATED, *CHANGES[change], f"split.seed={seed}"]
                 config = settle(scene, base, config_file, [*overrides_of(overrides, protocol), *extra]).config
                 _add(runs[protocol], seed, change, kept(f"{change}: {protocol}, seed {seed}", config, base))
-    _publish(folder, scene, runs)
+    tables = {protocol: table_of(rows) for protocol, rows in runs.items()}
+    about_it = about() | {"scene": {"name": Path(scene.url).stem}, "calibrated": False, "protocols": tables}
+    publish("ablation", about_it, folder)
 
 
 class Kept:
@@ -133,19 +138,6 @@ def _add(runs: list[dict[str, Any]], seed: int, change: str, scored: dict[str, A
     if own[0]["test_pixels"] != scored["test_pixels"]:
         raise RuntimeError(f"{change}, seed {seed}: scored on other test pixels than the defaults")
     own[0]["methods"][change] = scored
-
-
-def _publish(folder: Path, scene: Scene, runs: dict[str, list[dict[str, Any]]]) -> None:
-    tables = {
-        protocol: {"summary": summarise(rows), "shared_tests": shared_tests(rows), "runs": rows}
-        for protocol, rows in runs.items()
-    }
-    report = about() | {"scene": {"name": Path(scene.url).stem}, "protocols": tables}
-    write_json(folder / "ablation.json", report)
-    page = markdown(report)
-    (folder / "ablation.md.partial").write_text(page)
-    os.replace(folder / "ablation.md.partial", folder / "ablation.md")
-    print(page)
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ protocol ``inductive`` hide their test blocks from all this and have a base each
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +22,16 @@ import zarr
 from numpy.typing import NDArray
 
 from benchmarks import peers, ssftt
-from benchmarks.accuracy_table import OURS, markdown, shared_tests, summarise
-from benchmarks.comparison import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
+from benchmarks.accuracy_table import OURS, publish, table_of
+from benchmarks.comparison import (
+    INDUCTIVE,
+    comparing,
+    overrides_of,
+    pipeline_command,
+    pipeline_until,
+    protocol_names,
+    seed_numbers,
+)
 from benchmarks.labelled import Labelled
 from benchmarks.learn import Kinds, Learner
 from benchmarks.published import PAPER, PUBLISHED, as_published
@@ -37,7 +44,6 @@ from pipeline.errors import UserError, run_command
 from pipeline.fingerprints import fingerprints
 from pipeline.scene import Scene, open_scene
 
-INDUCTIVE = "inductive"
 METHODS = {
     "published": PUBLISHED, "svm": peers.SPECTRA, "emp": peers.PROFILES, "features": peers.FEATURES,
     "forest": peers.FOREST, "ssftt": peers.TRANSFORMER,
@@ -58,7 +64,7 @@ def main(
     overrides: tuple[str, ...],
 ) -> None:
     """Compare the pipeline with its peers on the same training and test pixels."""
-    seeds, protocols = seed_numbers(seed_list), protocol_names(protocol_list)
+    seeds, protocols = seed_numbers(seed_list), protocol_names(protocol_list, shared=False)
     methods = methods_of(method_list)
     for protocol in protocols:
         load_config(config_file, overrides_of(overrides, protocol))
@@ -67,10 +73,9 @@ def main(
         raise UserError(f"scene {scene.url}: expected labels, found none; accuracy needs them")
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    command = [url, *(["--config", config_file] if config_file else [])]
-    prepared = _Bases(command, folder, scene, methods)
-    several = set(protocols) != {INDUCTIVE}
-    shared = prepared("base", overrides_of(overrides, None)) if several else None
+    prepared = _Bases(pipeline_command(url, config_file), folder, scene, methods)
+    sharing = set(protocols) != {INDUCTIVE}
+    shared = prepared("base", overrides_of(overrides, None)) if sharing else None
     tables: dict[str, Any] = {}
     for protocol in protocols:
         runs = []
@@ -82,13 +87,8 @@ def main(
             print(f"{protocol}, seed {seed}:", file=sys.stderr, flush=True)
             cache = folder / f"{protocol}_seed{seed}.json"
             runs.append({"seed": seed} | measure(config, *base[:3], cache, base.published, methods))
-        tables[protocol] = {"summary": summarise(runs), "shared_tests": shared_tests(runs), "runs": runs}
-    report = about() | prepared.facts | {"protocols": tables}
-    write_json(folder / "accuracy.json", report)
-    page = markdown(report)
-    (folder / "accuracy.md.partial").write_text(page)
-    os.replace(folder / "accuracy.md.partial", folder / "accuracy.md")
-    print(page)
+        tables[protocol] = table_of(runs)
+    publish("accuracy", about() | prepared.facts | {"protocols": tables}, folder)
 
 
 def methods_of(text: str | None) -> list[str]:

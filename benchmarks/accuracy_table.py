@@ -1,9 +1,13 @@
 """Means, standard deviations and paired differences over seeds, and their table."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pipeline.artifacts import write_json
 
 OURS = "MTMSD (ours)"
 SCORES = {"oa": "OA %", "aa": "AA %", "kappa": "kappa x 100"}
@@ -50,10 +54,24 @@ def shared_tests(runs: Sequence[dict[str, Any]]) -> list[list[int]]:
     return [seeds for seeds in groups.values() if len(seeds) > 1]
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The whole report as a page of Markdown."""
+def table_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One protocol's part of a report."""
+    return {"summary": summarise(runs), "shared_tests": shared_tests(runs), "runs": list(runs)}
+
+
+def publish(name: str, report: dict[str, Any], folder: Path) -> None:
+    """Leave ``name``.json and ``name``.md in the folder, each whole or not at all, and print the page."""
+    write_json(folder / f"{name}.json", report)
+    page = markdown(name, report)
+    (folder / f"{name}.md.partial").write_text(page)
+    os.replace(folder / f"{name}.md.partial", folder / f"{name}.md")
+    print(page)
+
+
+def markdown(name: str, report: dict[str, Any]) -> str:
+    """The whole report as a page of Markdown; without our calibration error where nothing was calibrated."""
     lines = [
-        f"# Accuracy on {report['scene']['name']}",
+        f"# {name.capitalize()} on {report['scene']['name']}",
         "",
         f"- {report['date']}, commit {report['commit']}",
         f"- Machine: {report['machine']}",
@@ -68,8 +86,9 @@ def markdown(report: dict[str, Any]) -> str:
         )
     for protocol, part in report["protocols"].items():
         lines += ["", f"## {_split_line(protocol, part['runs'])}", "", *table(part["summary"])]
-        errors = _statistics([run["methods"][OURS]["ece"] for run in part["runs"]])
-        lines += [f"\nExpected calibration error of our confidence, x 100: {_cell(errors)}"]
+        if report.get("calibrated", True):
+            errors = _statistics([run["methods"][OURS]["ece"] for run in part["runs"]])
+            lines += [f"\nExpected calibration error of our confidence, x 100: {_cell(errors)}"]
         lines += [
             f"\nSeeds {', '.join(map(str, seeds))} test on the same pixels: they count as one draw."
             for seeds in part["shared_tests"]

@@ -11,12 +11,13 @@ from benchmarks.labelled import SHARED
 from pipeline.artifacts import RunFolder
 from pipeline.errors import UserError
 
+INDUCTIVE = "inductive"
 PROTOCOLS = {
     "random": ["split.protocol=random"],
     **{f"few{n}": ["split.protocol=random", f"split.train_per_class={n}"] for n in (5, 10, 30)},
     "blocks": ["split.protocol=blocks"],
     **{f"guard{px}": ["split.protocol=blocks", f"split.guard_px={px}"] for px in (12, 24)},
-    "inductive": ["split.protocol=blocks", "split.inductive=true"],
+    INDUCTIVE: ["split.protocol=blocks", "split.inductive=true"],
 }
 """Name -> settings: shares of each class as configured; few labels; blocks, with a guard distance; blocks
 that reduction and pretraining do not see either, so that every split has its own."""
@@ -48,12 +49,24 @@ def seed_numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def protocol_names(text: str) -> list[str]:
-    """Names of ``PROTOCOLS`` from a list with commas."""
+def protocol_names(text: str, *, shared: bool = True) -> list[str]:
+    """Names of ``PROTOCOLS`` from a list with commas.
+
+    Raises:
+        UserError: A name is unknown or stands twice, or the command's splits share a pretraining
+            (``shared``), which would see what an inductive split hides.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not set(parts) <= set(PROTOCOLS) or len(set(parts)) < len(parts):
         raise UserError(f"--protocols {text}: expected some of {', '.join(PROTOCOLS)}, each once")
+    if shared and INDUCTIVE in parts:
+        raise UserError(f"--protocols {text}: splits share one pretraining here; see benchmarks.accuracy")
     return parts
+
+
+def pipeline_command(url: str, config_file: str | None) -> list[str]:
+    """Scene and configuration, as ``pipeline_until`` takes them."""
+    return [url, *(["--config", config_file] if config_file else [])]
 
 
 def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
@@ -72,7 +85,7 @@ def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
         key = (rest if colon else prefix).strip()
         if colon and key.split(".")[0] in (*SHARED, "reduce", "unet", "diffusion", "pretrain"):
             raise UserError(f"--set {override}: {key} is shared by all protocols; leave {prefix}: out")
-        if key in ("split.protocol", "split.seed"):
+        if key in ("split.protocol", "split.inductive", "split.seed"):
             raise UserError(f"--set {override}: {key} is decided by --protocols and --seeds")
         if not colon or prefix == protocol:
             chosen.append(override[len(prefix) + 1 :] if colon else override)

@@ -17,7 +17,14 @@ import click
 import numpy as np
 from torch import nn
 
-from benchmarks.comparison import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
+from benchmarks.comparison import (
+    comparing,
+    overrides_of,
+    pipeline_command,
+    pipeline_until,
+    protocol_names,
+    seed_numbers,
+)
 from benchmarks.record import about
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import load_config
@@ -57,7 +64,7 @@ def main(
 ) -> None:
     """Run the parts on the same splits of one scene."""
     seeds, protocols, parts = seed_numbers(seed_list), protocol_names(protocol_list), _parts(part_list)
-    command = [url, *(["--config", config_file] if config_file else [])]
+    command = pipeline_command(url, config_file)
     for part in parts:
         for protocol in protocols:
             load_config(config_file, [*overrides_of(overrides, protocol), *PARTS[part]])

@@ -16,7 +16,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.ablation import Kept
-from benchmarks.comparison import comparing, overrides_of, pipeline_until, protocol_names, seed_numbers
+from benchmarks.comparison import (
+    comparing,
+    overrides_of,
+    pipeline_command,
+    pipeline_until,
+    protocol_names,
+    seed_numbers,
+)
 from benchmarks.record import about
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.defaults import settle
@@ -25,6 +32,7 @@ from pipeline.scene import open_scene
 
 READ = {"features alone": ["features.spectra=[]"], "features and spectra": []}
 """What the head reads -> settings."""
+_UNCALIBRATED = "classifier.calibrate=false"
 _LAST = 50  # steps whose mean is the loss that is told
 
 
@@ -49,39 +57,36 @@ def main(
     lengths, widths = numbers("--steps", step_list), numbers("--channels", channel_list)
     scene, folder = open_scene(url), Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    command, kept = (
-        [url, *(["--config", config_file] if config_file else [])],
-        Kept(folder / "scores.json", scene),
-    )
+    command, kept = pipeline_command(url, config_file), Kept(folder / "scores.json", scene)
     rows: list[dict[str, Any]] = []
     for width in widths:
         for steps in lengths:
             sized = [f"unet.channels={width}", f"pretrain.steps={steps}"]
             base = RunFolder(folder / f"base_{width}_{steps}")
             pipeline_until(command, base, [*overrides_of(overrides, None), *sized], "pretrain")
-            row: dict[str, Any] = {"channels": width, "steps": steps, "oa": {}}
-            row["seconds"] = base.records()["pretrain"]["wall_s"]
-            history = read_json(base.path / "pretrain" / "history.json")
-            row["loss"] = float(np.mean([h["loss"] for h in history if h["step"] > steps - _LAST]))
+            oa: dict[str, list[float]] = {}
             for protocol in protocols:
                 for name, settings in READ.items():
-                    extra = [*sized, *settings, "classifier.calibrate=false"]
-                    row["oa"][f"{protocol}, {name}"] = [
-                        kept(
-                            f"{width} channels, {steps} steps, {protocol}, seed {seed}, {name}",
-                            settle(scene, base, config_file,
-                                   [*overrides_of(overrides, protocol), *extra, f"split.seed={seed}"]).config,
-                            base,
-                        )["oa"]
-                        for seed in seeds
-                    ]  # fmt: skip
-            rows.append(row)
+                    common = [*overrides_of(overrides, protocol), *sized, *settings, _UNCALIBRATED]
+                    found = oa[f"{protocol}, {name}"] = []
+                    for seed in seeds:
+                        config = settle(scene, base, config_file, [*common, f"split.seed={seed}"]).config
+                        said = f"{width} channels, {steps} steps, {protocol}, seed {seed}, {name}"
+                        found.append(kept(said, config, base)["oa"])
+            rows.append({"channels": width, "steps": steps, "oa": oa} | _training(base, steps))
     write_json(folder / "pretraining_length.json", about() | {"scene": Path(url).stem, "rows": rows})
     page = markdown(about(), Path(url).stem, rows)
     (folder / "pretraining_length.md").write_text(page)
     print(page)
     if picture:
         draw(rows, protocols, picture)
+
+
+def _training(base: RunFolder, steps: int) -> dict[str, float]:
+    """Seconds of the pretraining, and its loss at the end."""
+    history = read_json(base.path / "pretrain" / "history.json")
+    loss = np.mean([part["loss"] for part in history if part["step"] > steps - _LAST])
+    return {"seconds": base.records()["pretrain"]["wall_s"], "loss": float(loss)}
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -47,11 +47,11 @@ def run(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         UserError: The scene holds no valid pixel, or too few bands for the components.
     """
     grid = reduced_grid(scene)
-    hidden = None if folder.spectral.exists() else hidden_blocks(config, scene)
     passes = 1 if folder.spectral.exists() else 2
     with metered("reduce", passes * len(grid), "tiles") as (meter, record):
         if passes == 2:
-            write_json(folder.spectral, _statistics(config, SceneReader(scene, grid, hidden), meter))
+            seen = SceneReader(scene, grid, hidden_blocks(config, scene))
+            write_json(folder.spectral, _statistics(config, seen, meter))
         spectral = read_json(folder.spectral)
         _create(folder, scene, grid, len(spectral["scale"]))
         todo = folder.todo("reduce", range(len(grid)))

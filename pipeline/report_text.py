@@ -88,8 +88,8 @@ def unlabelled_meaning(metrics: Context) -> str:
     if inductive is None:
         return ""
     if inductive:
-        return "Reduction and pretraining saw nothing of the blocks that hold test pixels."
-    return "Reduction and pretraining saw the whole scene, without labels."
+        return "All that learns without labels saw nothing of the blocks that hold test pixels."
+    return "All that learns without labels saw the whole scene."
 
 
 def unscored_meaning(metrics: Context) -> str:

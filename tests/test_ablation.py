@@ -65,7 +65,10 @@ def test_changes_stand_beside_the_defaults_and_are_kept(
     gap = report["summary"]["ours_minus"]["one member"]["oa"]["mean"]
     each = [run["methods"][OURS]["oa"] - run["methods"]["one member"]["oa"] for run in report["runs"]]
     assert gap == pytest.approx(np.mean(each))
-    assert "| one member" in (tmp_path / "out" / "ablation.md").read_text()
+    page = (tmp_path / "out" / "ablation.md").read_text()
+    assert page.startswith("# Ablation on s\n")
+    assert "| one member" in page
+    assert "calibration" not in page, "nothing is calibrated"
 
     def scored_again(*_: Any) -> None:
         raise AssertionError("scores are kept")
@@ -99,6 +102,7 @@ def test_lengths_of_pretraining(scene: Path, pretrained: list[str], tmp_path: Pa
     assert "| 32 | 100 | 7 | 0.375 |" in page
     assert Image.open(picture).size[0] > 300
     assert pretraining_length.cli([*arguments, "--steps", "0"]) == 2
+    assert pretraining_length.cli([*arguments, "--protocols", "inductive"]) == 2
 
 
 def test_every_change_is_a_setting_that_differs() -> None:
@@ -113,7 +117,7 @@ def test_every_change_is_a_setting_that_differs() -> None:
     ("more", "said"),
     [
         (["--changes", "no colours"], "expected some of"),
-        (["--protocols", "inductive"], "share no pretraining"),
+        (["--protocols", "inductive"], "share one pretraining"),
         (["--seeds", "0,0"], "--seeds 0,0"),
     ],
 )

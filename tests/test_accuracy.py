@@ -202,7 +202,7 @@ def test_page_names_the_split_and_seeds_that_share_their_test_pixels() -> None:
     runs = [run_of(0, 0.9, 0.8, "a"), run_of(1, 0.7, 0.8, "b"), run_of(2, 0.8, 0.5, "a")]
     assert shared_tests(runs) == [[0, 2]]
     part = {"summary": summarise(runs), "shared_tests": shared_tests(runs), "runs": runs}
-    page = markdown({
+    page = markdown("accuracy", {
         "scene": {"name": "field"}, "date": "today", "commit": "abc", "machine": "m", "command": "c",
         "shared": {"seconds": 3.2, "bases": 1}, "protocols": {"blocks": part},
     })  # fmt: skip
@@ -220,7 +220,13 @@ def test_overrides_by_protocol() -> None:
     assert comparison.overrides_of(given_, "few10") == few
     assert comparison.overrides_of([], "guard24") == ["split.protocol=blocks", "split.guard_px=24"]
     shared = "blocks:features.timesteps=[50]"
-    for wrong in (shared, "other:seed=1", "split.seed=1", "blocks:split.protocol=random"):
+    for wrong in (
+        shared,
+        "other:seed=1",
+        "split.seed=1",
+        "blocks:split.protocol=random",
+        "blocks:split.inductive=true",
+    ):
         with pytest.raises(UserError, match="--set"):
             comparison.overrides_of([wrong], None)
 
