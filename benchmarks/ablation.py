@@ -52,6 +52,7 @@ CHANGES = {
     "no weight decay": ["classifier.weight_decay=0"],
     "no label smoothing": ["classifier.label_smoothing=0"],
     "half the epochs": ["classifier.epochs=50"],
+    "twice the epochs": ["classifier.epochs=200"],
     "untrained U-Net": ["pretrain.steps=1"],
 }
 """Name in the table -> settings beside the defaults."""

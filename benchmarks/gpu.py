@@ -33,10 +33,7 @@ def main() -> None:
     best = max(_product_rate(n, device) for n in ((2048, 8192) if device.type == "cuda" else (1024,)))
     rows: list[list[object]] = [["matrix product, bfloat16", f"{best / 1e12:.4g} TFLOP/s", 1.0, ""]]
     schedule = Schedule(DiffusionConfig())
-    for name, geometry in (
-        ("exact", PatchConfig(size=48, stride=1)),
-        ("dense 96:72", PatchConfig(size=96, stride=72)),
-    ):
+    for name, geometry in WAYS:
         batch = max(1, options.batch * 48**2 // geometry.side**2)
         config = replace(PAPER, precision="bfloat16", batch=batch)
         extract = Extractor(unet, schedule, config, geometry)

@@ -51,10 +51,11 @@ def twin_folds(
     """What twins leave out: pixels, and whole blocks too where test pixels lie in blocks of their own.
 
     Held-out pixels among training pixels are easier than such test pixels, whole blocks harder: a twin
-    without them has seen less than its member.
+    without them has seen less than its member. There are at least two folds: a lone twin, too, must have
+    pixels to learn from.
     """
     places = [None] if block_N is None else [None, block_N]
-    return [fold_of(position_N, folds, seed, place_N) for place_N in places]
+    return [fold_of(position_N, max(folds, 2), seed, place_N) for place_N in places]
 
 
 def fit_temperature(logits_NC: Tensor, position_N: Tensor, margin: float | None = None) -> float:

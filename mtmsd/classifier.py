@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from mtmsd.fusion import Fusion
 
 Vote = Literal["majority", "mean"]
+_ROUNDING = 1e-6
+"""A feature that varies less over the training pixels, relative to its size, says nothing: it counts as 0
+everywhere, or the smallest difference elsewhere would outweigh all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class ClassifierConfig:
     """Weight decay of AdamW."""
     calibrate: bool = True
     """Scale the logits by one temperature, fitted on held-out training pixels, so that confidence is the
-    share that is right (costs as many trainings again; the paper: no)."""
+    share that is right (costs as many trainings again, on splits by blocks twice as many; the paper: no)."""
     set_level: float = 0.95
     """Share of the sets of classes (conformal.py) that are to hold the truth; with ``calibrate``."""
 
@@ -123,9 +126,25 @@ class Member(nn.Module):
     def _scale_to(self, name: str, features: Tensor) -> None:
         if not features.numel():
             return  # nothing is read
-        getattr(self, f"mean_{name}").copy_(features.mean(dim=0))
-        deviation = features.std(dim=0, correction=0).clamp(min=1e-6)
-        getattr(self, f"scale_{name}").copy_(1 / deviation)
+        mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
+        varies = deviation > _ROUNDING * (1 + mean.abs())
+        getattr(self, f"mean_{name}").copy_(mean)
+        getattr(self, f"scale_{name}").copy_(torch.where(varies, 1 / deviation, 0.0))
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask the CPU draws, so that members come from the same draws on every device."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In training a share of the values becomes 0 and the others make up for them; else as they are."""
+        if not self.training or self.share == 0:
+            return x
+        kept = torch.empty(x.shape).bernoulli_(1 - self.share).div_(1 - self.share)
+        return x * kept.to(x.device)
 
 
 class Head(Member):
@@ -144,7 +163,7 @@ class Head(Member):
         for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.BatchNorm1d(outputs)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], sizes.classes))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self._scale_as("E", (sizes.spectra,), config.standardise)
         begin_small(self)
 

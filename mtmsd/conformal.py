@@ -26,7 +26,7 @@ def likelier(probability_NC: Tensor) -> Tensor:
     """
     order = probability_NC.argsort(dim=1, descending=True, stable=True)
     ranked = probability_NC.gather(1, order)
-    before = ranked.cumsum(dim=1) - ranked
+    before = (ranked.cumsum(dim=1) - ranked).clamp(max=1.0)  # sums may pass 1 by rounding
     return torch.empty_like(before).scatter_(1, order, before)
 
 

@@ -31,7 +31,7 @@ _PIXELS = 128
 """Pixels that members without a folded form take at once."""
 
 _LARGEST_VOTE = 100.0
-"""Votes beyond are as good as this one: 2^100 times the timesteps is still a float32."""
+"""Votes beyond, which no trained member is near, count as this one: 2^100 times T is still a float32."""
 
 
 class Ensemble:

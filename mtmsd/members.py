@@ -39,7 +39,10 @@ def train_member(
     seed: int,
     member: int,
 ) -> tuple[Member, History]:
-    """Train one member on all training pixels; the result depends on (seed, member) alone.
+    """Train one member on all training pixels.
+
+    The result depends on (seed, member) alone, but for the device's rounding, and for the dropout inside the
+    transformer of ssftt.py, which the device draws.
 
     Returns:
         The member, and per epoch its mean loss and accuracy on the training batches.

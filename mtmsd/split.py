@@ -24,7 +24,8 @@ class SplitConfig:
     train_fraction: float = 0.05
     """Share of each class that trains (at least ``min_train`` pixels); not used with train_per_class."""
     train_per_class: int | None = None
-    """Training pixels of each class instead of a share; at most half of a class."""
+    """Training pixels of each class instead of a share; at most half of a class (``blocks``: what its
+    training blocks hold)."""
     min_train: int = 3
     """No class trains on fewer pixels."""
     min_class: int = 10

@@ -12,7 +12,7 @@ T timestep, K kept channel, E = C x P x P.
 import torch
 from torch import Tensor, nn
 
-from mtmsd.classifier import ClassifierConfig, Member, Sizes, begin_small
+from mtmsd.classifier import ClassifierConfig, Dropout, Member, Sizes, begin_small
 from mtmsd.fusion import Fusion
 
 WIDTH, TOKENS, HEADS = 64, 4, 8
@@ -81,7 +81,7 @@ class DiffusionPatchMember(PatchMember):
 
     def __init__(self, config: ClassifierConfig, fusion: Fusion, sizes: Sizes) -> None:
         super().__init__(config, fusion, sizes)
-        self.dropout, self.lift = nn.Dropout(config.dropout), nn.Linear(fusion.width, WIDTH)
+        self.dropout, self.lift = Dropout(config.dropout), nn.Linear(fusion.width, WIDTH)
         begin_small(self.dy_att)
 
     def logits(self, centre_NTK: Tensor, pooled_NTK: Tensor, spectra_NE: Tensor) -> Tensor:

@@ -66,9 +66,7 @@ def pretrain_step(
         The loss on this worker's share.
     """
     device = patches_NCWW.device
-    generator = torch.Generator().manual_seed(
-        int(np.random.SeedSequence([seed, step, 1]).generate_state(1)[0])
-    )
+    generator = torch.Generator().manual_seed(_entropy(seed, step, 1))
     first, last = draw_interval(seed, step, cuts, schedule.steps)
     t_N = torch.randint(first, last, (config.batch,), generator=generator)[share].to(device)
     noise = torch.randn((config.batch, *patches_NCWW.shape[1:]), generator=generator)[share].to(device)
@@ -77,7 +75,11 @@ def pretrain_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     x_t = schedule.q_sample(x0, t_N, noise).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"),
+    ):
+        torch.manual_seed(_entropy(seed, step, 2, share.start))  # the U-Net's dropout
         output = model(x_t, t_N)
     loss = schedule.hybrid_loss(output, x0, t_N, noise, valid)
     optimizer.zero_grad(set_to_none=True)
@@ -86,3 +88,7 @@ def pretrain_step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimizer.step()
     return float(loss.detach())
+
+
+def _entropy(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -11,7 +11,7 @@ import xarray as xr
 from pipeline import storage
 from pipeline.classes import ClassTable, from_attributes
 from pipeline.errors import UserError
-from pipeline.georeference import Transform
+from pipeline.georeference import Transform, parse_transform, plain_index
 from pipeline.scene import open_scene, write_scene
 from pipeline.scene_arrays import NM_PER_UNIT
 
@@ -136,9 +136,9 @@ def _transform(dataset: xr.Dataset) -> Transform | None:
         (f, e), (c, a) = axes[0], axes[1]
         return a, 0.0, c, 0.0, e, f
     mapping = dataset.coords.get(dataset.rio.grid_mapping)
-    if mapping is not None and "GeoTransform" in mapping.attrs and not any(a in dataset.coords for a in "yx"):
-        a, b, c, d, e, f = tuple(dataset.rio.transform(recalc=False))[:6]
-        return a, b, c, d, e, f
+    placed = any(a in dataset.coords and not plain_index(dataset[a].values) for a in "yx")
+    if mapping is not None and "GeoTransform" in mapping.attrs and not placed:
+        return parse_transform(mapping.attrs["GeoTransform"], "dataset")
     return None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import Config
+from pipeline.config import Config, make_config
 from pipeline.errors import UserError
 from pipeline.fingerprints import STAGE_SECTIONS
 
@@ -57,6 +57,7 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+_MAP_SCORES = ("map_oa", "map_oa_pixel", "map_confusion")
 _REPORT_FILES = ("areas.json", "map.gpkg", "stac.json", "report.html")
 
 
@@ -110,20 +111,20 @@ class RunFolder:
         """The run's configuration; a setting that came later has the value that stands for its absence.
 
         Raises:
-            UserError: ``run.json`` is damaged.
+            UserError: ``run.json`` is damaged, or another version wrote it.
         """
         values = read_json(self.run)["config"]
         values["features"].setdefault("profiles", [])
-        return Config.model_validate(values)
+        return make_config(values, self.run)
 
     def records(self) -> dict[str, Any]:
         """``stages.json``; empty before the first stage."""
         return dict(read_json(self.stages)) if self.stages.exists() else {}
 
-    def is_done(self, stage: str, fingerprint: str) -> bool:
-        """Whether the stage was finished with these settings and inputs."""
-        record = self.records().get(stage, {})
-        return bool(record.get("status") == "done" and record.get("fingerprint") == fingerprint)
+    def begun_from(self) -> str | None:
+        """The ``--from`` of a command that has not come to its end."""
+        found: str | None = read_json(self.run).get("from") if self.run.exists() else None
+        return found
 
     def begin(self, stage: str, fingerprint: str) -> None:
         """Mark a stage as running; what an interrupted run with the same fingerprint left is kept."""
@@ -156,6 +157,8 @@ class RunFolder:
             write_json(self.stages, records)
         for path in (*self._owned(stage), self.markers(stage)):
             storage.remove(path)
+        if stage == "map" and self.metrics.exists():
+            write_json(self.metrics, without_map_scores(read_json(self.metrics)))
 
     def sweep(self, stage: str) -> None:
         """Delete what a killed run left half written of a stage: its ``.partial`` files and folders."""
@@ -221,6 +224,11 @@ class RunFolder:
             raise UserError(
                 f"--out {self.path}: holds a run of another scene ({found['url']}); choose another --out"
             )
+
+
+def without_map_scores(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What ``metrics.json`` says before there is a map."""
+    return {key: value for key, value in metrics.items() if key not in _MAP_SCORES}
 
 
 def _before(stage: str, other: str) -> bool:

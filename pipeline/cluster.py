@@ -29,6 +29,7 @@ _SPARE_CPUS = 0.5
 _LEAST_CPUS = 0.75
 """Of an actor's thread, where nodes have but one CPU or two."""
 _IDLE_MS = 600_000
+_ANSWER_S = 10
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -55,6 +56,8 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
     try:
         if not joined:
             _own_environment()
+        elif not inside_job:
+            _answers(os.environ["RAY_ADDRESS"])
         context = _init(
             address=None if joined else "local",
             runtime_env=None if inside_job or not joined else {"env_vars": {"PYTHONPATH": _ROOT}},
@@ -88,6 +91,20 @@ def _init(**how: Any) -> Any:
             "Ray did not start within its time: the machine is too busy or short of memory; free some, "
             "then give the same command again"
         ) from error
+
+
+def _answers(address: str) -> None:
+    """Raise at once where nothing listens: Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal()) or "://" in address:
+        return  # such as auto; Ray finds it, or says what is wrong
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS={address}: no cluster answers there ({error.strerror or error}); start it, or "
+            "unset RAY_ADDRESS to start Ray on this machine"
+        ) from None
 
 
 def _own_environment() -> None:
@@ -182,12 +199,22 @@ def share_out(config: ClusterConfig) -> Shares:
             f"{actors * num_cpus + IO_CPUS:g} CPUs{f' and {actors} GPUs' if use_gpu else ''}; "
             f"the cluster has {cpus} CPUs and {gpus} GPUs"
         )
+    if num_cpus > max(nodes):
+        raise UserError(
+            f"cluster.threads = {config.threads} need a node of {num_cpus:g} CPUs; the largest has "
+            f"{max(nodes):g}"
+        )
     workers = config.train_workers
     if use_gpu and (least := config.min_train_workers or workers) > gpus:
         setting = "min_train_workers" if config.min_train_workers else "train_workers"
         raise UserError(f"cluster.{setting} = {least} need as many GPUs; the cluster has {gpus}")
     worker_threads = config.train_threads or max(1, cpus // max(workers, len(nodes)))
     worker_cpus = max(0.25, min(worker_threads, cpus / workers) * 0.5)
+    if worker_cpus > max(nodes):
+        raise UserError(
+            f"cluster.train_threads = {worker_threads} need a node of {worker_cpus:g} CPUs; the largest has "
+            f"{max(nodes):g}"
+        )
     return Shares(
         actors=actors,
         fixed=config.actors is not None,

@@ -25,7 +25,7 @@ from mtmsd.steps import PretrainConfig
 from mtmsd.supertokens import SupertokenConfig
 from mtmsd.unet import UNetConfig
 from mtmsd.windows import PatchConfig
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 
 _TILE = 144
 
@@ -190,8 +190,8 @@ def read_values(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[
             values = yaml.safe_load(Path(path).read_text()) or {}
         except OSError as error:
             raise UserError(f"--config {path}: cannot be read ({error.strerror})") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"--config {path}: not valid YAML ({error})") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"--config {path}: not valid YAML ({one_line(error)})") from None
         if not isinstance(values, dict):
             raise UserError(f"--config {path}: expected sections, found {type(values).__name__}")
     for override in overrides:
@@ -231,7 +231,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: {section} is a value, not a section")
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: not valid YAML ({one_line(error)})") from None
 
 
 def _explain(error: ValidationError) -> str:

@@ -71,7 +71,7 @@ def machine_rules(folder: RunFolder, values: Mapping[str, Any]) -> Settings:
         begun = read_json(folder.run)["config"]
         pretrain, features = (begun[section]["precision"] for section in sections)
     else:
-        pretrain = features = "bfloat16" if _has_bfloat16(folder.path) else "float32"
+        pretrain = features = "bfloat16" if _has_bfloat16(folder.path, values) else "float32"
     if (values.get("features") or {}).get("arithmetic") == "reference":
         features = "float32"
     return {"pretrain": {"precision": pretrain}, "features": {"precision": features}}
@@ -111,9 +111,12 @@ def settle(scene: Scene, folder: RunFolder, path: str | Path | None, overrides: 
     return Settled(config, chosen)
 
 
-def _has_bfloat16(folder: Path) -> bool:
-    """Whether products in bfloat16 are fast: on GPUs of this machine or the cluster, or on this processor."""
-    if torch.cuda.is_available() or (joins_cluster() and machine_at_hand(folder).gpus):
-        return True
+def _has_bfloat16(folder: Path, values: Mapping[str, Any]) -> bool:
+    """Whether what will compute has products in bfloat16; GPUs of a cluster are taken to have them."""
+    if (values.get("cluster") or {}).get("gpu") is not False:
+        if torch.cuda.is_available():
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        if joins_cluster() and machine_at_hand(folder).gpus:
+            return True
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))

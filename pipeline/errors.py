@@ -47,6 +47,11 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     return code
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split())
+
+
 def is_trouble(error: BaseException) -> bool:
     """Whether a file system or an object store fails or cannot be reached, perhaps only now."""
     return isinstance(error, OSError) or _of_store(error)

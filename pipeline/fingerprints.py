@@ -46,6 +46,7 @@ def stage_settings(config: Config, stage: str) -> dict[str, Any]:
         chosen["unet"] = {k: v for k, v in chosen["unet"].items() if k not in _SAID_IF_SET["unet"]}
     if stage == "pretrain":
         del chosen["patches"]["stride"], chosen["patches"]["blend"]
+        chosen["patches"]["window"] = None  # of maps; the key stands in the fingerprints of earlier versions
         chosen["train_workers"] = config.cluster.train_workers
     if config.map.regions is None:
         chosen.pop("supertokens", None)

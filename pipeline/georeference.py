@@ -67,7 +67,7 @@ def read_transform(group: zarr.Group, height: int, width: int, where: str) -> Tr
         return stated
     assert y is not None
     assert x is not None
-    if (_plain_index(y) and _plain_index(x)) or (stated is not None and _agree(stated, y, x)):
+    if (plain_index(y) and plain_index(x)) or (stated is not None and _agree(stated, y, x)):
         return stated
     return columns[1], 0.0, columns[0], 0.0, rows[1], rows[0]
 
@@ -147,10 +147,13 @@ def _grid_mapping(group: zarr.Group) -> dict[str, Any]:
 
 
 def _stated_transform(group: zarr.Group, where: str) -> Transform | None:
-    """Return the GeoTransform attribute (GDAL's order c a b f d e) in rasterio's order."""
+    """Return the GeoTransform attribute, or None."""
     text = _grid_mapping(group).get("GeoTransform")
-    if text is None:
-        return None
+    return None if text is None else parse_transform(text, where)
+
+
+def parse_transform(text: Any, where: str) -> Transform:
+    """A GeoTransform attribute, "c a b f d e" or six numbers; UserError when it is neither."""
     try:
         words = text.split() if isinstance(text, str) else text
         c, a, b, f, d, e = (float(word) for word in words)
@@ -176,7 +179,7 @@ def _regular(values: Floats | None) -> tuple[float, float] | None:
     return float(values[0]) - step / 2, step
 
 
-def _plain_index(values: Floats) -> bool:
+def plain_index(values: Floats) -> bool:
     """Whether coordinates only count the pixels 0, 1, 2, …, which places them nowhere."""
     return bool((values == np.arange(len(values))).all())
 

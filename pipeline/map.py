@@ -21,7 +21,7 @@ from mtmsd.purify import Selection
 from mtmsd.split import TEST
 from mtmsd.windows import windows_of_tile
 from pipeline import regions, storage
-from pipeline.artifacts import RunFolder, read_json, write_json
+from pipeline.artifacts import RunFolder, read_json, without_map_scores, write_json
 from pipeline.classes import ClassTable, table_of, to_attributes
 from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
@@ -93,7 +93,7 @@ def finish(folder: RunFolder, scene: Scene) -> None:
     write_cogs(folder.map, scene, folder.path)
     preview(folder.map, folder.path / "map_preview.png")
     if folder.metrics.exists() and folder.features.exists():
-        write_json(folder.metrics, read_json(folder.metrics) | score(folder))
+        write_json(folder.metrics, without_map_scores(read_json(folder.metrics)) | score(folder))
 
 
 def score(folder: RunFolder) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def make_plan(
 ) -> Plan:
     """Compare what is asked for with what the folder holds; changes nothing.
 
+    Stages from ``first`` on that an interrupted command with the same ``first`` has made again stay.
+
     Raises:
         UserError: The folder is of another scene or configuration, or a stage before ``first`` is
             missing.
@@ -57,16 +59,18 @@ def make_plan(
     asked = STAGES if model is None else MODEL_STAGES
     start = STAGES.index(first) if first else len(STAGES)
     end = STAGES.index(last) + 1 if last else len(STAGES)
-    records = folder.records()
+    records, goes_on = folder.records(), first is not None and folder.begun_from() == first
     done, todo, forget = [], [], []
     for index, stage in enumerate(STAGES):
         record = records.get(stage)
-        if stage not in asked or end <= index < start:
+        if stage not in asked:
             continue
         same = record is not None and record["fingerprint"] == prints[stage]
         if record is not None and not same and index < start:
             raise UserError(_changed(config, folder, stage))
-        if same and record is not None and record["status"] == "done" and index < start:
+        if end <= index < start:
+            continue
+        if same and record is not None and record["status"] == "done" and (index < start or goes_on):
             done.append(stage)
             continue
         if record is not None and index >= start and (not same or record["status"] == "done"):

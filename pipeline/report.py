@@ -90,7 +90,6 @@ def write_report(run_dir: Path, scene: Scene) -> Path:
         areas=_areas(folder),
         stages=_stages(folder),
         total_s=sum(record.get("wall_s", 0.0) for record in folder.records().values()),
-        machine=run.get("machine", {}),
         command=_command(run.get("command", "")),
         versions=run.get("versions", {}),
         seed=run.get("seed"),

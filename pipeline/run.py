@@ -57,6 +57,8 @@ def main(
     for option, stage in (("--from", first), ("--until", last)):
         if stage is not None and stage not in STAGES:
             raise UserError(f"{option} {stage}: expected one of {', '.join(STAGES)}")
+    if first and last and STAGES.index(last) < STAGES.index(first):
+        raise UserError(f"--until {last}: comes before --from {first}; nothing would be done")
     if demo == (scene is not None):
         raise UserError("expected a SCENE or --demo, one of the two; see --help")
     folder = RunFolder(location(out or f"runs/{'demo' if demo else Path(str(scene)).stem}").resolve())
@@ -69,6 +71,8 @@ def main(
         load_config(config_file, overrides)  # a mistake in it is told before anything is opened or made
     opened = None if demo else open_scene(str(scene))
     with interruptible(), nullcontext() if dry_run else locked(folder.path):
+        if demo and dry_run and not has_group(folder.path / "scene.zarr"):
+            raise UserError("--dry-run changes nothing, and the demo's scene is not made yet; run it first")
         opened = opened or open_scene(_demo_scene(folder))
         if model is None:
             settled = settle(opened, folder, config_file, overrides)
@@ -100,7 +104,7 @@ def _plan_and_run(
         print(plan.table())
         _say_budget(config, folder, opened, plan)
         return
-    _execute(settled, folder, opened, plan)
+    _execute(settled, folder, opened, plan, first)
     _summary(folder)
 
 
@@ -126,7 +130,8 @@ def _demo_scene(folder: RunFolder) -> str:
     return str(path)
 
 
-def _execute(settled: Settled, folder: RunFolder, scene: Scene, plan: Plan) -> None:
+def _execute(settled: Settled, folder: RunFolder, scene: Scene, plan: Plan, first: str | None) -> None:
+    """Forget what is to be made again, and run the stages that remain."""
     make_folder(folder.path, parents=True)
     config = settled.config
     packages = ("ray", "torch", "zarr", "xarray", "numpy")
@@ -141,13 +146,18 @@ def _execute(settled: Settled, folder: RunFolder, scene: Scene, plan: Plan) -> N
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "model": str(plan.model) if plan.model else None,
     }  # fmt: skip
-    write_json(folder.run, about)
+    # Until the end: the same command, interrupted, does not begin anew with what it has made.
+    _note(folder, about | {"from": first})
     for stage in reversed(plan.forget):  # a crash in between must not leave a stage without its inputs
         folder.forget(stage)
     if plan.model and "reduce" not in plan.todo:
         _adopt(plan.model, folder, scene)
-    if not plan.todo:
-        return
+    if plan.todo:
+        _run_stages(config, folder, scene, plan)
+    _note(folder, {"from": None})
+
+
+def _run_stages(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
     from pipeline.cluster import ray_session
     from pipeline.trained import check_trained
 
@@ -161,8 +171,13 @@ def _execute(settled: Settled, folder: RunFolder, scene: Scene, plan: Plan) -> N
                 _adopt(plan.model, folder, scene)
             measured = runners[stage]()
             folder.finish(stage, **measured)
-            if stage == "reduce":
+            if stage == "reduce" and not plan.model:
                 _say_dropped(folder)
+
+
+def _note(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Put facts into ``run.json``."""
+    write_json(folder.run, (read_json(folder.run) if folder.run.exists() else {}) | facts)
 
 
 def _adopt(model: Path, folder: RunFolder, scene: Scene) -> None:
@@ -190,6 +205,7 @@ def _runners(
 
 def _say_dropped(folder: RunFolder) -> None:
     dropped = read_json(folder.spectral)["bands_dropped"]
+    _note(folder, {"bands_dropped": dropped})
     if dropped:
         print(f"bands without data, left out: {', '.join(map(str, dropped))}", file=sys.stderr)
 

@@ -29,7 +29,7 @@ NM_PER_UNIT = {
 }
 _SAMPLED_CHUNKS = 64
 _SAMPLED_BYTES = 256 * 2**20
-_LARGEST_CODE = 2**31 - 1
+_LARGEST_CODE = 2**16 - 1
 
 
 def open_group(url: str) -> zarr.Group:

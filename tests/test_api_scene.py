@@ -82,6 +82,12 @@ def test_irregular_and_plain_coordinates_give_no_transform(x: np.ndarray, tmp_pa
     assert scene.transform is None
 
 
+def test_coordinates_that_only_count_pixels_leave_the_transform(tmp_path: Path) -> None:
+    given = dataset().rio.write_transform(Affine(*TRANSFORM))
+    given = given.assign_coords(y=np.arange(given.sizes["y"]), x=np.arange(WIDTH))
+    assert put(given, None, tmp_path / "scene.zarr").transform == pytest.approx(TRANSFORM)
+
+
 def test_a_rotated_grid_keeps_its_transform(tmp_path: Path) -> None:
     turned = Affine(1.5, 0.5, 272000, 0.5, -1.5, 3290000)
     given = dataset().drop_vars(["y", "x"]).rio.write_transform(turned)

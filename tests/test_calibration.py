@@ -75,6 +75,11 @@ def test_folds_of_blocks_hold_out_all_of_a_class_in_a_block() -> None:
     assert len(twin_folds(position, 2, 3)) == 1
 
 
+def test_a_lone_twin_has_pixels_to_learn_from() -> None:
+    (fold,) = twin_folds(np.repeat([0, 1], 10), 1, 3)
+    assert np.bincount(fold).tolist() == [10, 10]
+
+
 def test_calibration_error_by_hand() -> None:
     reliability = Reliability(bins=4)
     reliability.update(np.array([0.25, 0.5, 0.45, 1.0]), np.array([True, False, True, True]))

@@ -53,6 +53,8 @@ def test_every_stage_is_recorded(finished: Path) -> None:
     run = read_json(finished / "run.json")
     assert run["config"]["unet"]["channels"] == 32
     assert run["versions"]["ray"]
+    assert run["from"] is None
+    assert run["bands_dropped"] == [DEAD_BAND]
 
 
 def test_dead_band_is_left_out_and_said(finished: Path) -> None:
@@ -221,6 +223,8 @@ def test_supertokens_vote_on_the_finished_pixels(finished: Path, run_copy: Path,
     assert group["entropy_pixel"][0, 20] == 7.0
     for name, values in _map(run_copy).items():
         assert np.array_equal(values, voted[name], equal_nan=True), name
+    assert cli([*arguments[:-1], "map.regions=null", "--from", "map"]) == 0
+    assert read_json(run_copy / "metrics.json") == before, "nothing of the vote is left"
 
 
 def test_killed_and_asked_to_end_during_the_map(

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtmsd.classifier import ClassifierConfig, Head, Sizes
+from mtmsd.classifier import ClassifierConfig, Dropout, Head, Sizes
 from mtmsd.ensemble import Ensemble, combine
 from mtmsd.fusion import FusionConfig
 from mtmsd.heads import make_member
@@ -91,6 +92,30 @@ def test_a_constant_feature_does_not_blow_up() -> None:
     head, history = trained(QUICK, (centre, pooled, spectra, position))
     assert all(value.isfinite().all() for value in head.state_dict().values())
     assert math.isfinite(history[-1]["loss"])
+
+
+@torch.inference_mode()
+def test_a_feature_that_is_constant_in_training_counts_nowhere() -> None:
+    centre, pooled, spectra, position = toy(40)
+    centre[:, 1, 4], pooled[:, :, 0], spectra[:, 1] = 7.1, -200.3, 0.0
+    with torch.inference_mode(False), torch.enable_grad():
+        head, _ = trained(QUICK, (centre, pooled, spectra, position))
+    before = head(centre, pooled, spectra)
+    centre[:, 1, 4], pooled[:, :, 0], spectra[:, 1] = 7.2, 30.0, 0.01
+    torch.testing.assert_close(head(centre, pooled, spectra), before, rtol=0, atol=0)
+
+
+def test_dropout_is_drawn_by_the_cpu_and_is_the_librarys() -> None:
+    drop, x = Dropout(0.3).train(), torch.randn(50, 20)
+    torch.manual_seed(5)
+    expected = F.dropout(x, 0.3)
+    torch.manual_seed(5)
+    torch.testing.assert_close(drop(x), expected, rtol=0, atol=0)
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    drop(x.to("meta"))
+    assert torch.equal(torch.get_rng_state(), after), "another device must not draw by itself"
+    assert drop.eval()(x) is x
 
 
 def test_a_member_repeats_bit_for_bit() -> None:

@@ -1,6 +1,7 @@
 """Sharing out a cluster: what fits, and what is refused before anything starts."""
 
 import os
+import socket
 from typing import Any
 
 import pytest
@@ -59,6 +60,26 @@ def test_what_cannot_be_placed_is_refused(settings: dict, words: str, machine) -
     machine(2)
     with pytest.raises(UserError, match=words):
         share_out(ClusterConfig(**settings))
+
+
+@pytest.mark.parametrize("settings", [{"threads": 8}, {"train_threads": 16}])
+def test_what_fits_the_cluster_but_no_node_is_refused(settings: dict, machine) -> None:
+    machine(16, nodes=4)
+    share_out(ClusterConfig(threads=4, train_threads=4))
+    (name,) = settings
+    with pytest.raises(UserError, match=rf"cluster\.{name} = .* the largest has 4"):
+        share_out(ClusterConfig(**settings))
+
+
+def test_a_cluster_that_is_gone_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no cluster answers there"), ray_session():
+        pass
 
 
 def test_fewer_gpus_than_workers_do_where_fewer_may_train(machine) -> None:

@@ -66,3 +66,8 @@ def test_coverage_merges() -> None:
         parts.update(sets[part], position[part])
     assert np.array_equal(whole.sums_4, parts.sums_4)
     assert Coverage().finish() == {"coverage": 0.0, "mean_size": 0.0, "single": 0.0}
+
+
+def test_at_threshold_one_every_class_belongs_to_every_set() -> None:
+    probability = torch.randn((2000, 16), generator=torch.Generator().manual_seed(0)).mul(4).softmax(dim=1)
+    assert class_sets(probability, 1.0).all()

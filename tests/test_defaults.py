@@ -109,8 +109,20 @@ def test_gpus_of_a_cluster_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(defaults, "machine_at_hand", lambda folder: Cluster)
     opened = scene(tmp_path)
     assert settle(opened, RunFolder(tmp_path), None, []).config.features.precision == "bfloat16"
+    on_cpus = settle(opened, RunFolder(tmp_path), None, ["cluster.gpu=false"]).config
+    assert on_cpus.features.precision == "float32"
     Cluster.gpus = 0
     assert settle(opened, RunFolder(tmp_path), None, []).config.features.precision == "float32"
+
+
+@pytest.mark.parametrize(("has", "wanted"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_that_only_emulates_bfloat16_does_not_count(
+    has: bool, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    found = settle(scene(tmp_path), RunFolder(tmp_path), None, []).config
+    assert (found.pretrain.precision, found.features.precision) == (wanted, wanted)
 
 
 def test_a_dry_run_shows_what_the_scene_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Ingest: every format gives the same scene, labels land on the right pixels, mistakes are told."""
 
+import json
 import os
 import subprocess
 import sys
@@ -149,6 +150,16 @@ def test_label_tif_brings_names_and_colours(tmp_path: Path) -> None:
     assert scene.classes.names == ("Red roof", "Water")
     assert scene.classes.colors == ("#ff0000", "#0000ff")
     assert scene.read_labels(3, 4, 4, 5).item() == 0
+
+
+def test_a_map_of_ours_serves_as_labels_with_its_names(tmp_path: Path) -> None:
+    source, tif = write_source(tmp_path, "tif"), label_tif(tmp_path / "l.tif", label_map())
+    with rasterio.open(tif, "r+") as file:
+        file.update_tags(1, class_names=json.dumps({"1": "Red roof", "2": "Water"}))
+    assert run(source, tmp_path / "s", "--labels", tif) == 0
+    classes = open_scene(str(tmp_path / "s")).classes
+    assert classes is not None
+    assert classes.names == ("Red roof", "Water")
 
 
 def test_missing_values_become_fill(tmp_path: Path) -> None:

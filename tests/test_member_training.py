@@ -38,7 +38,7 @@ def trained(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Config, Run
     centre[:, 0, 0] += 3 * position
     pixels = Pixels(centre, torch.zeros_like(centre), torch.zeros((len(position), 0)), position)
     folds = member_training._folds(config, folder, pixels)
-    for member in range(2):
+    for member in range(config.classifier.members):
         held = [fold == member for fold in folds]
         member_training._write_held_out(config, folder, pixels, SIZES, held, member)
         about = {"margin": "3.0" if member else "1.0"}
@@ -56,6 +56,17 @@ def test_every_training_pixel_is_held_out_once_by_each_kind_of_twin(
         position = torch.cat([part["position"][part["kind"] == kind] for part in stored])
         assert torch.equal(position.sort().values, pixels.position_N.sort().values)
     assert all(set(part["kind"].tolist()) == set(range(kinds)) for part in stored)
+
+
+@pytest.mark.parametrize("trained", [[*MEMBERS, "classifier.members=1"]], indirect=True)
+def test_the_twin_of_a_lone_member_learns_from_half_and_answers_for_half(
+    trained: tuple[Config, RunFolder, Pixels],
+) -> None:
+    config, folder, pixels = trained
+    held_out = read_weights(folder.held_out(0))[0]
+    assert len(held_out["position"]) == len(pixels.position_N) // 2
+    assert held_out["logits"].isfinite().all()
+    assert config.classifier.calibrate
 
 
 @pytest.mark.parametrize("trained", [BLOCKS], indirect=True)

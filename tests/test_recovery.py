@@ -66,7 +66,17 @@ def test_a_stage_that_is_half_deleted_is_not_done(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("pipeline.storage.shutil.rmtree", dies)
     with pytest.raises(KeyboardInterrupt):
         folder.forget("map")
-    assert not folder.is_done("map", "print")
+    assert "map" not in folder.records()
+
+
+def test_scores_of_the_map_go_with_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    scores = {"map_oa": 0.5, "map_oa_pixel": 0.4, "map_confusion": [[1]]}
+    write_json(folder.metrics, {"oa": 0.6, **scores})
+    folder.forget("report")
+    assert read_json(folder.metrics)["map_oa"] == 0.5
+    folder.forget("map")
+    assert read_json(folder.metrics) == {"oa": 0.6}
 
 
 def _state(step: int) -> dict:

@@ -13,7 +13,7 @@ from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.fingerprints import fingerprints
-from pipeline.plan import make_plan
+from pipeline.plan import Plan, make_plan
 from pipeline.run import cli
 from pipeline.scene import open_scene, write_scene
 from tests.conftest import ROOT, TINY, refused
@@ -34,6 +34,9 @@ MULTISTAGE = ("--set", "unet.kind=multistage")
         (["nowhere.zarr", "--set", "unet.chanels=64"], ["unet.chanels", "did you mean unet.channels"]),
         (["nowhere.zarr", "--set", "unett.channels=64"], ["unett", "did you mean unet"]),
         (["nowhere.zarr", "--set", "unet.channels=many"], ["unet.channels", "integer", "many"]),
+        (["nowhere.zarr", "--from", "map", "--until", "extract"], ["--until extract", "before --from map"]),
+        (["nowhere.zarr", "--set", "features.stages=[3,5"], ["features.stages=[3,5", "not valid YAML"]),
+        (["--demo", "--dry-run", "--out", "nowhere"], ["--dry-run changes nothing"]),
         (["nowhere.zarr", "--set", "unet.channels"], ["expected section.key=value"]),
         (["nowhere.zarr", "--set", "unet.channels=40"], ["unet.channels", "32", "40"]),
         (
@@ -184,6 +187,57 @@ def test_from_and_until(begun: tuple[str, RunFolder, Config]) -> None:
     assert (plan.done, plan.todo, plan.forget) == (("reduce",), ("pretrain", "extract"), ("pretrain",))
     with pytest.raises(UserError, match="--from map: stage extract is not done"):
         make_plan(config, folder, open_scene(scene), "map", None, None)
+
+
+def test_until_does_not_excuse_what_later_stages_were_made_with(
+    begun: tuple[str, RunFolder, Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene, folder, _ = begun
+    before = folder.run.read_text()
+    arguments = [scene, "--config", str(TINY), "--out", str(folder.path), "--until", "reduce"]
+    refused(capsys, [*arguments, "--set", "pretrain.steps=7"], "pretrain.steps = 6", "asks for 7")
+    assert folder.run.read_text() == before, "it says what the stages were made with"
+
+
+def test_from_goes_on_after_an_interruption(begun: tuple[str, RunFolder, Config]) -> None:
+    scene, folder, config = begun
+
+    def plan() -> Plan:
+        return make_plan(config, folder, open_scene(scene), "reduce", None, None)
+
+    assert plan().forget == ("reduce", "pretrain")
+    write_json(folder.run, read_json(folder.run) | {"from": "pretrain"})
+    assert plan().forget == ("reduce", "pretrain"), "another command"
+    write_json(folder.run, read_json(folder.run) | {"from": "reduce"})
+    assert (plan().done, plan().forget) == (("reduce", "pretrain"), ())
+    assert plan().todo == ("extract", "classify", "map", "report")
+    other = load_config(None, ["pretrain.steps=7"], config)
+    again = make_plan(other, folder, open_scene(scene), "reduce", None, None)
+    assert (again.done, again.forget) == (("reduce",), ("pretrain",))
+
+
+def test_windows_of_maps_leave_the_pretraining(begun: tuple[str, RunFolder, Config]) -> None:
+    scene, folder, config = begun
+    wider = load_config(None, ["patches.window=32", "patches.stride=16", "map.tile=32"], config)
+    assert make_plan(wider, folder, open_scene(scene), None, None, None).done == ("reduce", "pretrain")
+
+
+def test_a_run_folder_of_another_version_is_refused(
+    begun: tuple[str, RunFolder, Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder, _ = begun
+    about = read_json(folder.run)
+    about["config"]["unet"]["depth"] = 3
+    write_json(folder.run, about)
+    with pytest.raises(UserError, match=r"run\.json: unknown key unet\.depth"):
+        folder.config()
+
+
+def test_a_configuration_that_is_no_text_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"unet: \xff\xfe")
+    refused(capsys, ["nowhere.zarr", "--config", str(tmp_path / "c.yaml")], "c.yaml", "not valid YAML")
 
 
 def test_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,8 @@ SCHEDULE = Schedule(DiffusionConfig())
 ALL = slice(0, 4)
 
 
-def build() -> UNet:
-    unet = UNet(UNetConfig(channels=32, multipliers=(1, 2), res_blocks=1, heads=4), 2)
+def build(dropout: float = 0.0) -> UNet:
+    unet = UNet(UNetConfig(channels=32, multipliers=(1, 2), res_blocks=1, heads=4, dropout=dropout), 2)
     reference.random_weights(unet, seed=5)
     return unet
 
@@ -114,6 +114,22 @@ def test_two_steps_repeat_bit_for_bit() -> None:
         assert torch.equal(a, b)
     assert step_of(build(), patches(), step=0) != step_of(build(), patches(), step=1)
     assert step_of(build(), patches(), seed=1) != step_of(build(), patches(), seed=2)
+
+
+def test_dropout_depends_on_seed_step_and_share_whatever_was_drawn_before() -> None:
+    def loss(drawn: int, step: int) -> float:
+        model = build(dropout=0.5).train()
+        torch.manual_seed(drawn)  # a resumed worker begins with another state of the generator
+        state = torch.get_rng_state()
+        found = step_of(model, patches()[:2], step=step, share=slice(0, 2))
+        assert torch.equal(torch.get_rng_state(), state)
+        return found
+
+    assert loss(1, step=3) == loss(2, step=3)
+    masks = [build(dropout=0.5).train() for _ in range(2)]
+    for model, share in zip(masks, (slice(0, 2), slice(2, 4)), strict=True):
+        step_of(model, patches()[:2], share=share)
+    assert not torch.equal(*(gradients(model) for model in masks))
 
 
 @pytest.mark.parametrize("holes", [False, True])

@@ -153,16 +153,20 @@ def _classes(source: Any) -> ClassTable | None:
         palette = {}
     return table_of(
         (code, name, "#{:02x}{:02x}{:02x}".format(*palette[code][:3]) if code in palette else None)
-        for code, name in enumerate(names)
+        for code, name in names.items()
     )
 
 
-def _names(text: str | None) -> list[str]:
-    """Read a JSON list, or ENVI's "{a, b}"."""
+def _names(text: str | None) -> dict[int, str]:
+    """Code -> name from a JSON list, from {"1": "a"}, which our own maps have, or from ENVI's "{a, b}"."""
     if text is None:
-        return []
+        return {}
     try:
         listed = json.loads(text)
     except json.JSONDecodeError:
         listed = text.strip("{} \n").split(",")
-    return [str(name).strip() for name in listed] if isinstance(listed, list) else []
+    if isinstance(listed, list):
+        listed = dict(enumerate(listed))
+    if not isinstance(listed, dict) or not all(str(code).isdecimal() for code in listed):
+        return {}
+    return {int(code): str(name).strip() for code, name in listed.items()}
