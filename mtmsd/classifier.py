@@ -31,7 +31,7 @@ class ClassifierConfig:
     """``mlp`` (MTMSD); ``ssftt``, on patches of the reduced cube alone; ``diffusion_ssftt``, on patches and
     the fused features (ssftt.py)."""
     patch: int = 13
-    """The two of ssftt.py: side of the patch of reduced spectra round a pixel, pixels."""
+    """``ssftt`` and ``diffusion_ssftt``: side of the patch of reduced spectra round a pixel, pixels; odd."""
     members: int = 5
     """Members of the ensemble."""
     vote: Vote = "mean"
@@ -58,7 +58,8 @@ class ClassifierConfig:
     """Scale the logits by one temperature, fitted on held-out training pixels, so that confidence is the
     share that is right (costs as many trainings again, on splits by blocks twice as many; the paper: no)."""
     set_level: float = 0.95
-    """Share of the sets of classes (conformal.py) that are to hold the truth; with ``calibrate``."""
+    """Share of the pixels whose set of possible classes (conformal.py) is to hold the true one; with
+    ``calibrate``."""
 
     def __post_init__(self) -> None:
         """Refuse an empty ensemble or training."""

@@ -18,10 +18,12 @@ class FusionConfig:
     """The fusion of timesteps."""
 
     kind: str = "selective"
-    """``selective`` (MTMSD) or ``hyperfeatures`` (hyperfeatures.py)."""
+    """``selective``: weights for each pixel, timestep and channel (MTMSD); ``hyperfeatures``: one learned
+    weight for each timestep and stage (hyperfeatures.py)."""
     hidden: int | None = 32
-    """Selective: width of z and F_t z; null: half of the kept channels, as in the paper. Hyperfeatures:
-    inner width of a bottleneck; null: a quarter of ``width``, as in the paper."""
+    """Selective: width of the layers that find the weights (z and F_t z); null: half of the kept channels, as
+    in the paper. Hyperfeatures: inner width of a bottleneck; null: a quarter of ``width``, as in its own
+    paper."""
     width: int = 128
     """Hyperfeatures: width of the mixed features (the paper: 384)."""
     keep_timesteps: int | None = None

@@ -23,9 +23,9 @@ class PurifyConfig:
     keep: float = 0.6
     """Share of the channels that is kept (the paper keeps 768 of 1,280)."""
     similarity_weight: float = 0.8
-    """Weight of similarity against variance (lambda)."""
+    """Weight (lambda), 0 to 1, of how alike the means of a channel are, against how much they vary."""
     timestep_weight: float = 0.5
-    """Weight of the timestep term against the class term."""
+    """Weight of telling timesteps apart, where telling classes apart weighs 1."""
 
     def __post_init__(self) -> None:
         """Refuse shares outside (0, 1]."""

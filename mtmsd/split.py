@@ -22,7 +22,7 @@ class SplitConfig:
     protocol: Literal["random", "blocks"] = "random"
     """``random``: pixels drawn by class; ``blocks``: training and test pixels from different blocks."""
     train_fraction: float = 0.05
-    """Share of each class that trains (at least ``min_train`` pixels); not used with train_per_class."""
+    """Share of each class that trains (at least ``min_train`` pixels); not used with ``train_per_class``."""
     train_per_class: int | None = None
     """Training pixels of each class instead of a share; at most half of a class (``blocks``: what its
     training blocks hold)."""

@@ -25,15 +25,15 @@ class PretrainConfig:
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW (the paper: 1e-4 throughout)."""
     warmup: int = 100
-    """Steps of linear warm-up."""
+    """Steps, at the start, over which the learning rate rises linearly."""
     decay: float = 0.3
     """Share of the steps, at the end, over which the learning rate falls to zero."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     clip_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradients; longer ones are scaled down to it."""
     ema: float = 0.999
-    """Decay of the averaged weights; early on, (1 + k) / (10 + k) when that is smaller."""
+    """Decay of the averaged weights; at an early step k, (1 + k) / (10 + k) where that is smaller."""
     turns: bool = True
     """Flip and turn patches by multiples of 90 degrees."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -21,30 +21,31 @@ class UNetConfig:
     """Widths and depths of the U-Net; the paper's has 128 channels."""
 
     kind: Literal["single", "multistage"] = "single"
-    """One decoder for all timesteps, or one for each interval of them (``mtmsd.multistage``)."""
+    """``single``: one decoder for all timesteps; ``multistage``: one for each interval of them."""
     channels: int = 64
-    """Base width."""
+    """Width of the first resolution level, channels (the paper: 128)."""
     multipliers: tuple[int, ...] = (1, 2, 2)
-    """Width of each resolution level, in units of ``channels``; each level halves the resolution."""
+    """Width of each resolution level, in units of ``channels``; all but the first halve the resolution."""
     res_blocks: int = 2
     """Residual blocks per level in the encoder (one more in the decoder)."""
     heads: int = 4
-    """Heads of the attention in the middle block."""
+    """Heads of the attention in the middle block; they divide its width."""
     groups: int = 32
-    """Groups of every group normalisation."""
+    """Groups of every group normalisation; ``channels`` is a multiple of them."""
     dropout: float = 0.0
     """Dropout inside the residual blocks while training."""
     cuts: tuple[int, ...] | None = None
     """Multistage: first timestep of each interval but the first, ascending; absent: two, found on the
     scene's patches when pretraining begins."""
     decoders: tuple[tuple[int, ...], ...] = ()
-    """Multistage: multipliers of each interval's decoder, low noise first; absent: the encoder's."""
+    """Multistage: multipliers of each interval's decoder, low noise first; empty: the encoder's."""
     cut_similarity: float = 0.9
-    """Multistage: share of an optimal denoiser's values (alpha) that agree within an outer interval."""
+    """Multistage, to find ``cuts``: share of an optimal denoiser's values (alpha) that agree within an outer
+    interval."""
     cut_tolerance: float = 0.1
-    """Multistage: difference (eta), in units of the noise, up to which two values agree."""
+    """Multistage, to find ``cuts``: difference (eta), in units of the noise, up to which two values agree."""
     cut_window: int = 8
-    """Multistage: side of the windows whose optimal denoiser finds the cuts, pixels."""
+    """Multistage, to find ``cuts``: side of the windows whose optimal denoiser finds the cuts, pixels."""
 
     def __post_init__(self) -> None:
         """Refuse widths that groups and heads do not divide, and decoders without their interval."""

@@ -39,18 +39,19 @@ class MapConfig(_Section):
 
     tile: int | None = Field(default=None, ge=1)
     """Side of a tile, pixels: one row of the dataset, one chunk of the map; a multiple of
-    patches.stride. Absent: the multiple nearest to 144, or, where blocks blend, to six strides."""
+    ``patches.stride``. Absent: the multiple nearest to 144, or, where blocks blend, to six strides."""
     pixels: int | None = Field(default=None, ge=1)
     """Pixels that the ensemble classifies at once; absent: as many as keep their features in the cache."""
     regions: Literal["supertokens"] | None = None
-    """Who votes on each pixel's class once all pixels have theirs; absent: nobody."""
+    """Who votes on each pixel's class once all pixels have theirs: ``supertokens``, soft clusters of alike
+    neighbouring pixels; absent: nobody."""
 
 
 class PolygonConfig(_Section):
     """The map as polygons."""
 
     min_px: int | None = Field(default=None, ge=1)
-    """Smallest patch of map.gpkg, pixels; absent: no polygons."""
+    """Smallest patch of map.gpkg, pixels; a smaller one joins its largest neighbour. Absent: no polygons."""
 
 
 class ClusterConfig(_Section):
@@ -63,7 +64,7 @@ class ClusterConfig(_Section):
     train_workers: int = Field(default=1, ge=1)
     """Data-parallel workers of pretraining."""
     min_train_workers: int | None = Field(default=None, ge=1)
-    """So few go on where nodes are lost; absent: the training waits until there is room for all."""
+    """Fewest workers that go on where nodes are lost; absent: pretraining waits for room for all."""
     train_threads: int | None = Field(default=None, ge=1)
     """Torch threads of a pretraining worker; absent: the node's CPUs shared by its workers."""
     gpu: bool | None = None
