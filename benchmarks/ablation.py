@@ -103,7 +103,7 @@ class Kept:
 
     def __call__(self, name: str, config: Config, base: RunFolder) -> dict[str, Any]:
         """Facts and scores of the configuration's split; made where they are not yet known."""
-        key = score_key(config, base)
+        key = score_key(config, base, str(self._scene.label_fingerprint()))
         if key not in self._found:
             print(name, file=sys.stderr, flush=True)
             draw = Draw.of(config, Labelled.read(base, self._scene, config), None)

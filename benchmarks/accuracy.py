@@ -36,7 +36,8 @@ from benchmarks.labelled import Labelled
 from benchmarks.learn import Kinds, Learner
 from benchmarks.published import PAPER, PUBLISHED, as_published
 from benchmarks.record import about
-from mtmsd.split import TEST, TRAIN, UNUSED, overlap
+from mtmsd import ssftt as network
+from mtmsd.split import TEST, TRAIN, UNUSED, block_of, overlap
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.defaults import settle
@@ -170,7 +171,9 @@ class Draw:
         """The split of the configuration; ``published`` holds the same pixels' features as published."""
         split = labelled.split(config.split, config.seed if config.split.seed is None else config.split.seed)
         used = np.flatnonzero(split != UNUSED)
-        pixels = peers.Pixels(*(values[used] for values in (labelled.y, labelled.x, labelled.label, split)))
+        y, x, label = (values[used] for values in (labelled.y, labelled.x, labelled.label))
+        block = block_of(y, x, config.split) if config.split.protocol == "blocks" else None
+        pixels = peers.Pixels(y, x, label, split[used], block)
         kinds = [cast(Kinds, tuple(kind[torch.from_numpy(used)] for kind in one.features))
                  for one in (labelled, published) if one]  # fmt: skip
         codes, position = np.unique(pixels.label, return_inverse=True)
@@ -202,16 +205,17 @@ def measure(
     methods: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Scores of the methods on one split; each is kept in ``cache`` as soon as it is known."""
-    key, draw = score_key(config, base), Draw.of(config, labelled, published)
+    key, draw = score_key(config, base, labelled.labels), Draw.of(config, labelled, published)
     found: dict[str, Any] = read_json(cache) if cache.exists() else {}
     if found.get("key") != key:
         found = {"key": key} | draw.facts(config) | {"methods": {}}
     scorers = _methods(config, base, draw, images)
     wanted = [name for name in scorers if methods is None or name in methods]
     for name in wanted:
-        if name not in found["methods"]:
+        code, kept = code_of(name), found["methods"].get(name)
+        if kept is None or kept["code"] != code:
             print(f"  {name}", file=sys.stderr, flush=True)
-            found["methods"][name] = scorers[name]()
+            found["methods"][name] = scorers[name]() | {"code": code, "commit": about()["commit"]}
             write_json(cache, found)
     scores = {name: found["methods"][name] for name in wanted}
     return {name: value for name, value in found.items() if name != "key"} | {"methods": scores}
@@ -231,9 +235,10 @@ def _methods(
 
         return score
 
-    def purified() -> NDArray[np.float32]:
+    def ours() -> list[tuple[str, peers.FloatArray]]:
         selection = learner.purify(draw.features, draw.position, pixels.split == TRAIN)
-        return draw.features[0][..., list(selection.centre)].numpy()
+        centre, spectra = draw.features[0][..., list(selection.centre)], draw.features[2]
+        return peers.feature_variants(centre.numpy(), spectra.numpy())
 
     found = {OURS: lambda: score(learner, draw.features, draw)}
     if draw.published is not None:
@@ -242,7 +247,7 @@ def _methods(
     return found | {
         peers.SPECTRA: machine(lambda: [("", peers.spectra(cube_BHW, pixels))]),
         peers.PROFILES: machine(lambda: [("", profiles_DHW[:, pixels.y, pixels.x].T)], profile_s),
-        peers.FEATURES: machine(lambda: peers.feature_variants(purified())),
+        peers.FEATURES: machine(ours),
         peers.FOREST: lambda: peers.forest(peers.spectra(cube_BHW, pixels), pixels),
         peers.TRANSFORMER: lambda: peers.transformer(cube_BHW, pixels),
     }
@@ -257,12 +262,22 @@ def score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
     return scores | said | {"seconds": time.monotonic() - begun}
 
 
-def score_key(config: Config, base: RunFolder) -> str:
-    """What the scores depend on: settings (the published ones too), the U-Net, and the code of the peers."""
-    digest = hashlib.sha256(json.dumps(fingerprints(config, {}), sort_keys=True).encode())
-    for path in (base.unet, PAPER, Path(peers.__file__), Path(ssftt.__file__)):
-        digest.update(path.read_bytes())
+def score_key(config: Config, base: RunFolder, labels: str) -> str:
+    """What all scores of a split depend on: settings, the U-Net and the labels (their fingerprint)."""
+    digest = hashlib.sha256(json.dumps([fingerprints(config, {}), labels], sort_keys=True).encode())
+    digest.update(base.unet.read_bytes())
     return digest.hexdigest()
+
+
+def code_of(method: str) -> str | None:
+    """A hash of the code of a peer, or of the settings of the published head; None: ours."""
+    files = {
+        OURS: (),
+        PUBLISHED: (PAPER,),
+        peers.TRANSFORMER: tuple(Path(str(m.__file__)) for m in (peers, ssftt, network)),
+    }.get(method, (Path(peers.__file__),))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    return digest.hexdigest() if files else None
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:

@@ -84,6 +84,8 @@ def markdown(name: str, report: dict[str, Any]) -> str:
             f"- Reduction, pretraining and features of the labelled pixels: {shared['seconds']:.0f} s "
             f"for {shared['bases']} U-Net{'s' * (shared['bases'] > 1)}"
         )
+    if len(commits := _commits(report)) > 1:
+        lines.append(f"- Scores kept from commits {', '.join(commits)}")
     for protocol, part in report["protocols"].items():
         lines += ["", f"## {_split_line(protocol, part['runs'])}", "", *table(part["summary"])]
         if report.get("calibrated", True):
@@ -94,6 +96,12 @@ def markdown(name: str, report: dict[str, Any]) -> str:
             for seeds in part["shared_tests"]
         ]
     return "\n".join(lines) + "\n"
+
+
+def _commits(report: dict[str, Any]) -> list[str]:
+    """Of the scores, which may be older than the report."""
+    runs = [run for part in report["protocols"].values() for run in part["runs"]]
+    return sorted({scores.get("commit", "") for run in runs for scores in run["methods"].values()} - {""})
 
 
 def table(summary: dict[str, Any]) -> list[str]:
@@ -127,7 +135,7 @@ def _split_line(protocol: str, runs: Sequence[dict[str, Any]]) -> str:
         if "train_per_class" in split
         else f"{100 * split['train_fraction']:g} %"
     )
-    guard = f", guard {split['guard_px']} px" if protocol == "blocks" else ""
+    guard = f", guard {split['guard_px']} px" if split["protocol"] == "blocks" else ""
     seeds = ", ".join(str(run["seed"]) for run in runs)
     overlap = _range([100 * run["overlap"] for run in runs], "{:.1f}")
     return (

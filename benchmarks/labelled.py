@@ -32,6 +32,8 @@ class Labelled:
     label: NDArray[np.int64]
     features: Kinds
     seconds: float
+    labels: str = ""
+    """Fingerprint of the scene's labels."""
 
     def split(self, protocol: SplitConfig, seed: int) -> NDArray[np.int64]:
         """TRAIN, TEST or UNUSED for each pixel: the split that the pipeline draws for this seed.
@@ -51,7 +53,8 @@ class Labelled:
         """From the base's U-Net, kept beside it for this network, these labels and settings."""
         learner, begun = Learner(base.path, config), time.monotonic()
         settings = [learner.config.model_dump(mode="json")[name] for name in SHARED]
-        digest = hashlib.sha256(json.dumps([settings, scene.label_fingerprint()]).encode())
+        labels, patch = str(scene.label_fingerprint()), [learner.config.patch] if learner.config.patch else []
+        digest = hashlib.sha256(json.dumps([settings, labels, *patch]).encode())
         digest.update(base.unet.read_bytes())
         path = base.path / f"labelled_{digest.hexdigest()[:16]}.npz"
         y, x, label = scene.labelled_pixels()
@@ -69,4 +72,5 @@ class Labelled:
         with np.load(path) as stored:
             features = tuple(torch.from_numpy(stored[name]) for name in ("centre", "pooled", "spectra"))
             seconds = float(stored["seconds"])
-            return Labelled(stored["y"], stored["x"], stored["label"], cast(Kinds, features), seconds)
+            kinds = cast(Kinds, features)
+            return Labelled(stored["y"], stored["x"], stored["label"], kinds, seconds, labels)

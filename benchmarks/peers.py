@@ -21,11 +21,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from benchmarks import ssftt
+from mtmsd.calibration import fold_of
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN
 
 FloatArray = NDArray[np.float32] | NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Folds = list[tuple[IntArray, IntArray]]
 
 C_GRID = (1.0, 10.0, 100.0, 1000.0)
 GAMMA_GRID = (0.1, 0.3, 1.0, 3.0)
@@ -52,6 +54,13 @@ class Pixels:
     x: IntArray
     label: IntArray
     split: IntArray
+    block: IntArray | None = None
+    """Where test pixels lie in blocks of their own: the block of each pixel."""
+
+    def folds(self) -> "Folds":
+        """Folds of the training pixels, in their order."""
+        train = self.split == TRAIN
+        return folds_of(self.label[train], None if self.block is None else self.block[train])
 
 
 @dataclass(frozen=True)
@@ -97,12 +106,18 @@ def profiles(scores_CHW: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack(layers).astype(np.float32)
 
 
-def folds_of(label_N: IntArray) -> list[tuple[IntArray, IntArray]]:
+def folds_of(label_N: IntArray, block_N: IntArray | None = None) -> Folds:
     """Stratified folds (fit, held out) of training pixels; empty when no class has two pixels.
 
     As many folds as the smallest class has pixels, from 2 to ``MAX_FOLDS``. A class of a single
-    pixel is never held out: it would be missing from the fit.
+    pixel is never held out: it would be missing from the fit. With ``block_N`` the pixels of a class in one
+    block count as one, as for our own twins.
     """
+    if block_N is not None:
+        places = [len(np.unique(block_N[label_N == code])) for code in np.unique(label_N)]
+        number = min([MAX_FOLDS, *(count for count in places if count > 1)])
+        fold_N = fold_of(label_N, number, 0, block_N)
+        return [(np.flatnonzero(fold_N != k), np.flatnonzero(fold_N == k)) for k in range(fold_N.max() + 1)]
     codes, counts = np.unique(label_N, return_counts=True)
     if counts.max() < 2:
         return []
@@ -124,7 +139,7 @@ def tuned_svm(features_ND: FloatArray, pixels: Pixels) -> Tuned:
     fit_ND = scaler.transform(features_ND[train].astype(np.float64))
     distances = euclidean_distances(fit_ND, squared=True)
     scale = 1 / (fit_ND.shape[1] * max(float(fit_ND.var()), 1e-12))
-    folds = folds_of(label)
+    folds = pixels.folds()
     if folds:
         searches = []
         for factor in GAMMA_GRID:
@@ -177,11 +192,16 @@ def peer(variants: Sequence[tuple[str, FloatArray]], pixels: Pixels) -> dict[str
     }
 
 
-def feature_variants(centre_NTD: NDArray[np.float32]) -> list[tuple[str, FloatArray]]:
-    """Purified centre features: all timesteps side by side, and the first timestep alone."""
+def feature_variants(
+    centre_NTD: NDArray[np.float32], spectra_NE: NDArray[np.float32]
+) -> list[tuple[str, FloatArray]]:
+    """Purified centre features, all timesteps side by side or the first alone; the same and our spectra."""
     variants: list[tuple[str, FloatArray]] = [("all timesteps", centre_NTD.reshape(len(centre_NTD), -1))]
     if centre_NTD.shape[1] > 1:
         variants.append(("first timestep", centre_NTD[:, 0]))
+    if spectra_NE.shape[1]:
+        joined = [np.hstack([values, spectra_NE]).astype(np.float32) for _, values in variants]
+        variants += [(f"{name}, spectra", both) for (name, _), both in zip(variants, joined, strict=True)]
     return variants
 
 
@@ -189,7 +209,7 @@ def forest(features_ND: FloatArray, pixels: Pixels) -> dict[str, Any]:
     """Scores of a random forest, tuned by cross-validation on the training pixels; as of ``peer``."""
     begun = time.monotonic()
     train, test = pixels.split == TRAIN, pixels.split == TEST
-    label, folds = pixels.label[train], folds_of(pixels.label[train])
+    label, folds = pixels.label[train], pixels.folds()
     plain = RandomForestClassifier(TREES, random_state=0)
     search = GridSearchCV(plain, FOREST_GRID, cv=folds) if folds else plain
     search.fit(features_ND[train], label)
@@ -204,7 +224,7 @@ def transformer(cube_BHW: NDArray[np.float32], pixels: Pixels) -> dict[str, Any]
     train, test = pixels.split == TRAIN, pixels.split == TEST
     codes = np.unique(pixels.label[train])
     position = np.searchsorted(codes, pixels.label[train])
-    y, x, folds = pixels.y[train], pixels.x[train], folds_of(pixels.label[train])
+    y, x, folds = pixels.y[train], pixels.x[train], pixels.folds()
     model, chosen = ssftt.tuned(image_CHW, y, x, position, folds)
     predicted = codes[ssftt.predict(model, image_CHW, pixels.y[test], pixels.x[test])]
     return score(pixels, predicted) | {"chosen": asdict(chosen), "seconds": time.monotonic() - begun}

@@ -158,12 +158,31 @@ def test_peer_takes_the_variant_that_cross_validates_better() -> None:
     assert result["oa"] == peers.score(pixels, peers.tuned_svm(features, pixels).predicted)["oa"]
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5)), min_size=2, max_size=40))
+def test_folds_hold_out_a_class_in_a_block_as_one(pixels: list[tuple[int, int]]) -> None:
+    label, block = np.array(pixels).T
+    folds, places = peers.folds_of(label, block), set(pixels)
+    several = {code for code in label.tolist() if sum(code == other for other, _ in places) > 1}
+    held = np.concatenate([np.empty(0, int), *(out for _, out in folds)])
+    assert sorted(held) == np.flatnonzero(np.isin(label, list(several))).tolist()
+    for fit, out in folds:
+        assert set(label[fit]) == set(label), "every class is in every fit"
+        assert not {pixels[i] for i in fit} & {pixels[i] for i in out}
+
+
 def test_feature_variants() -> None:
     centre = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    (_, wide), (_, first) = peers.feature_variants(centre)
-    assert wide.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-    assert first.tolist() == [[0, 1], [6, 7]]
-    assert len(peers.feature_variants(centre[:, :1])) == 1
+    found = dict(peers.feature_variants(centre, np.array([[20], [21]], np.float32)))
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "all timesteps": [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]],
+        "first timestep": [[0, 1], [6, 7]],
+        "all timesteps, spectra": [[0, 1, 2, 3, 4, 5, 20], [6, 7, 8, 9, 10, 11, 21]],
+        "first timestep, spectra": [[0, 1, 20], [6, 7, 21]],
+    }
+    assert [name for name, _ in peers.feature_variants(centre[:, :1], np.empty((2, 0), np.float32))] == [
+        "all timesteps"
+    ]
 
 
 def run_of(seed: int, ours: float, peer: float, test: str = "") -> dict[str, Any]:

@@ -76,6 +76,14 @@ def test_measure_scores_all_on_the_same_pixels_and_keeps_them(
     assert again[PUBLISHED]["oa"] > 0.5
     assert again[peers.FEATURES]["oa"] == found["methods"][peers.FEATURES]["oa"]
     assert accuracy.measure(config, base, labelled(), images, cache)["methods"][peers.SPECTRA]["oa"] == 0.123
+    relabelled = replace(labelled(), labels="others")
+    again = accuracy.measure(config, base, relabelled, images, cache, methods=[OURS])["methods"]
+    assert again[OURS]["commit"]
+    assert peers.SPECTRA not in json.loads(cache.read_text())["methods"], "scores of other labels"
+    stored["methods"][peers.PROFILES] |= {"oa": 0.123, "code": "that of an earlier version"}
+    write_json(cache, stored)
+    again = accuracy.measure(config, base, labelled(), images, cache)["methods"]
+    assert (again[peers.SPECTRA]["oa"], again[peers.PROFILES]["oa"] == 0.123) == (0.123, False)
     for other, weights in ((["split.seed=4"], "weights"), (["split.seed=3"], "others")):
         base.unet.write_text(weights)
         again = accuracy.measure(load_config(None, [*SETTINGS, *other]), base, labelled(), images, cache)
