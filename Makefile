@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test long faults lint bench scale clean
+.PHONY: install demo test long faults lint bench scale clean
+
+install: $(VENV)/ready
 
 demo: $(VENV)/ready
 	$(BIN)/python pipeline/run.py --demo

@@ -16,13 +16,16 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
-def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
+def run_command(
+    command: click.Command, name: str, arguments: Sequence[str] | None = None, *, resumes: bool = True
+) -> int:
     """Run a command line and return its exit code.
 
     Args:
         command: The click command.
         name: What it is called in its help.
         arguments: Instead of those of the process.
+        resumes: Whether the command, given again, goes on from where it was.
 
     Returns:
         0 done; 2 the user can fix it (a disk that is full included), one ``error:`` line on stderr; 1
@@ -34,7 +37,8 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except click.ClickException as error:
         message, code = f"{' '.join(error.format_message().split()).rstrip('.')}; see --help", 2
     except (click.Abort, KeyboardInterrupt):
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        again = "goes on from here" if resumes else "begins anew"
+        print(f"interrupted; the same command {again}", file=sys.stderr)
         return 1
     except Exception as error:
         found = _mendable(error)

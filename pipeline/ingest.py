@@ -276,7 +276,7 @@ def _on_disk(sources: tuple[Path, ...]) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    return run_command(command, "ingest", arguments)
+    return run_command(command, "ingest", arguments, resumes=False)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ pipeline/run.py SCENE`` on a cluster.
 """
 
 import importlib.metadata
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# Threads that spin while they wait ruin each other on busy cores; read once, when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import click
 import yaml

@@ -35,12 +35,26 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return open_scene(str(path))
 
 
-def test_the_second_call_is_timed_unless_the_first_is_long() -> None:
-    calls: list[int] = []
-    assert timed(lambda: calls.append(1), CPU, ticking(0.5)) == 0.5
-    assert len(calls) == 2
-    assert timed(lambda: calls.append(1), CPU, ticking(3.0)) == 3.0
-    assert len(calls) == 3
+@pytest.mark.parametrize(
+    ("seconds", "counts", "calls"),
+    [
+        ([9, 0.6, 0.5, 0.7, 0.3], 0.3, 5),  # two seconds of repetition
+        ([9, 0.1, 0.3, 0.2, 0.2, 0.1], 0.1, 6),  # five repetitions
+        ([9, 7], 7, 2),
+        ([11], 11, 1),
+    ],
+)
+def test_the_shortest_call_after_the_first_counts_unless_that_is_long(
+    seconds: list[float], counts: float, calls: int
+) -> None:
+    told, now = [], [0.0]
+
+    def work() -> None:
+        now[0] += seconds[len(told)]
+        told.append(now[0])
+
+    assert timed(work, CPU, lambda: now[0]) == pytest.approx(counts)
+    assert len(told) == calls
 
 
 def test_estimates_by_hand(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
