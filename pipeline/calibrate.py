@@ -92,7 +92,7 @@ def said(seconds: Mapping[str, float]) -> str:
         return "time: not estimated, nothing is left or no node was free for it"
     return (
         f"time: {spoken(sum(seconds.values()))} in all; an estimate from some seconds of untrained parts, on "
-        "the machine as busy as it is now, without Ray's start, some ten seconds a stage in which its processes "
+        "the machine as busy as it is now, without Ray's start, some ten seconds a stage in which processes "
         "start, what follows the last tile, and the report"
     )
 
