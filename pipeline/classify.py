@@ -24,7 +24,7 @@ from pipeline.member_training import FEATURES, keep_timesteps, mixing_of, steps_
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP
 from pipeline.train import fit
-from pipeline.trained import is_whole, load_ensemble, load_members, read_timesteps, read_weights
+from pipeline.trained import is_trained, load_ensemble, load_members, read_timesteps, read_weights
 from pipeline.units import UnitSource, in_order, read_units
 
 
@@ -61,12 +61,6 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
             found["sets"] = read_json(folder.calibration)["sets"] | coverage.finish()
         write_json(folder.metrics, found)
         return record()
-
-
-def is_trained(config: Config, folder: RunFolder, member: int) -> bool:
-    """Whether a member, and what its twin says of held-out pixels, are there and whole."""
-    needed = [folder.member(member), *([folder.held_out(member)] if config.classifier.calibrate else [])]
-    return all(is_whole(path) for path in needed)
 
 
 def _train(

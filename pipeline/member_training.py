@@ -26,7 +26,7 @@ from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config
 from pipeline.progress import peak_rss
-from pipeline.trained import read_timesteps
+from pipeline.trained import is_trained, read_timesteps
 
 FEATURES = ("centre", "pooled", "spectra")
 """Arrays of features.zarr that members read."""
@@ -38,6 +38,8 @@ def train_members(settings: dict[str, Any]) -> None:
     pixels, sizes = _training_pixels(config, folder, read_timesteps(config, folder))
     folds = _folds(config, folder, pixels)
     for member in mine:
+        if is_trained(config, folder, member):
+            continue  # before a worker was lost
         if config.classifier.calibrate:
             _write_held_out(config, folder, pixels, sizes, [fold == member for fold in folds], member)
         head, history = train_member(

@@ -36,6 +36,12 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def is_trained(config: Config, folder: RunFolder, member: int) -> bool:
+    """Whether a member, and what its twin says of held-out pixels, are there and whole."""
+    needed = [folder.member(member), *([folder.held_out(member)] if config.classifier.calibrate else [])]
+    return all(is_whole(path) for path in needed)
+
+
 def check_trained(config: Config, folder: RunFolder, stage: str) -> None:
     """Refuse to begin a stage whose trained inputs are not there or damaged.
 

@@ -108,3 +108,23 @@ def test_members_of_a_stage_begun_by_an_earlier_version_have_no_prior(
     classify._calibrate(config, folder)
     logits, position = (torch.cat([part[name] for part in stored]) for name in ("logits", "position"))
     assert read_json(folder.calibration)["temperature"] == fit_temperature(logits, position)
+
+
+@pytest.mark.parametrize("trained", [MEMBERS], indirect=True)
+def test_a_worker_that_begins_again_trains_what_is_missing(
+    trained: tuple[Config, RunFolder, Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder, pixels = trained
+    folder.member(1).unlink()
+    asked = []
+
+    def train(*_: object, seed: int, member: int) -> None:
+        asked.append((seed, member))
+        raise InterruptedError
+
+    monkeypatch.setattr(member_training, "_told", lambda settings: (config, folder, [0, 1]))
+    monkeypatch.setattr(member_training, "_training_pixels", lambda *_: (pixels, SIZES))
+    monkeypatch.setattr(member_training, "train_member", train)
+    with pytest.raises(InterruptedError):
+        member_training.train_members({})
+    assert asked == [(config.seed, 1)]

@@ -17,7 +17,7 @@ import zarr
 from ray.exceptions import RayTaskError
 from safetensors.torch import save_file
 
-from pipeline import classify, units
+from pipeline import units
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, save_checkpoint
 from pipeline.config import Config
@@ -25,7 +25,7 @@ from pipeline.errors import UserError, run_command
 from pipeline.interrupt import interruptible
 from pipeline.readers import Reduced
 from pipeline.scene import open_scene
-from pipeline.trained import check_trained, is_whole
+from pipeline.trained import check_trained, is_trained, is_whole
 from pipeline.units import UnitSource
 from tests.conftest import ROOT, TINY, refused
 
@@ -142,13 +142,13 @@ def test_a_member_counts_only_with_what_its_twin_said(tmp_path: Path) -> None:
     folder, config = RunFolder(tmp_path), Config()
     folder.classifier.mkdir()
     save_file({"w": torch.zeros(100)}, folder.member(0))
-    assert not classify.is_trained(config, folder, 0)
+    assert not is_trained(config, folder, 0)
     save_file({"w": torch.zeros(100)}, folder.held_out(0))
-    assert classify.is_trained(config, folder, 0)
+    assert is_trained(config, folder, 0)
     folder.held_out(0).write_bytes(folder.held_out(0).read_bytes()[:-10])
-    assert not classify.is_trained(config, folder, 0)
+    assert not is_trained(config, folder, 0)
     plain = Config.model_validate({"classifier": {"calibrate": False}})
-    assert classify.is_trained(plain, folder, 0)
+    assert is_trained(plain, folder, 0)
 
 
 @pytest.mark.parametrize("text", ["", '{"reduce": {"stat', "\x00\x00"])
