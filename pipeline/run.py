@@ -65,6 +65,12 @@ def main(
     if demo == (scene is not None):
         raise UserError("expected a SCENE or --demo, one of the two; see --help")
     folder = RunFolder(location(out or f"runs/{'demo' if demo else Path(str(scene)).stem}").resolve())
+    if "working_dir_files" in folder.path.parts:
+        print(
+            f"note: {folder.path} lies in Ray's copy of the working directory, which Ray removes; give an "
+            "absolute --out",
+            file=sys.stderr,
+        )
     if model is not None:
         if location(model).resolve() == folder.path:
             raise UserError(f"--out {folder.path}: is the model itself; choose another --out")

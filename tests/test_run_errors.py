@@ -189,6 +189,16 @@ def test_from_and_until(begun: tuple[str, RunFolder, Config]) -> None:
         make_plan(config, folder, open_scene(scene), "map", None, None)
 
 
+def test_a_run_folder_that_ray_will_remove_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1" / "runs" / "s"
+    assert cli(["nowhere.zarr", "--out", str(copy)]) == 2
+    assert "give an absolute --out" in capsys.readouterr().err
+    assert cli(["nowhere.zarr", "--out", str(tmp_path / "runs")]) == 2
+    assert "absolute" not in capsys.readouterr().err
+
+
 def test_until_does_not_excuse_what_later_stages_were_made_with(
     begun: tuple[str, RunFolder, Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
