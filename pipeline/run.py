@@ -155,10 +155,13 @@ def _execute(settled: Settled, folder: RunFolder, scene: Scene, plan: Plan, firs
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "model": str(plan.model) if plan.model else None,
     }  # fmt: skip
-    # Until the end: the same command, interrupted, does not begin anew with what it has made.
-    _note(folder, about | {"from": first})
+    before = read_json(folder.run) if folder.run.exists() and not plan.model else {}
+    kept = {key: before[key] for key in ("bands_dropped",) if key in before}
+    write_json(folder.run, about | kept)
     for stage in reversed(plan.forget):  # a crash in between must not leave a stage without its inputs
         folder.forget(stage)
+    # Not before the old results are gone; from now on the same command goes on with what it has made.
+    _note(folder, {"from": first})
     if plan.model and "reduce" not in plan.todo:
         _adopt(plan.model, folder, scene)
     if plan.todo:
@@ -186,7 +189,7 @@ def _run_stages(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> 
 
 def _note(folder: RunFolder, facts: dict[str, Any]) -> None:
     """Put facts into ``run.json``."""
-    write_json(folder.run, (read_json(folder.run) if folder.run.exists() else {}) | facts)
+    write_json(folder.run, read_json(folder.run) | facts)
 
 
 def _adopt(model: Path, folder: RunFolder, scene: Scene) -> None:

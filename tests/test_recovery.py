@@ -17,12 +17,14 @@ import zarr
 from ray.exceptions import RayTaskError
 from safetensors.torch import save_file
 
-from pipeline import units
+from pipeline import run, units
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.checkpoints import checkpoints, drop_damaged, load_checkpoint, save_checkpoint
-from pipeline.config import Config
+from pipeline.config import Config, load_config
+from pipeline.defaults import Settled
 from pipeline.errors import UserError, run_command
 from pipeline.interrupt import interruptible
+from pipeline.plan import make_plan
 from pipeline.readers import Reduced
 from pipeline.scene import open_scene
 from pipeline.trained import check_trained, is_trained, is_whole
@@ -275,3 +277,29 @@ def test_json_is_damaged_or_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(UserError, match=r"a.json: damaged, expected JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_from_that_dies_before_it_has_forgotten_begins_anew(
+    tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(self: RunFolder, stage: str) -> None:
+        raise KeyboardInterrupt
+
+    folder, config = RunFolder(tmp_path), load_config(TINY)
+    scene = open_scene(str(tiny_scene))
+    write_json(folder.run, {"config": config.model_dump(mode="json"),
+                            "scene": {"url": scene.url, "fingerprint": scene.fingerprint()}})  # fmt: skip
+    settled = Settled(config, {})
+    prints = make_plan(config, folder, scene, None, None, None).fingerprints
+    for stage in ("reduce", "pretrain"):
+        folder.begin(stage, prints[stage])
+        folder.finish(stage, wall_s=1.0, pixels=1)
+    monkeypatch.setattr(RunFolder, "forget", dies)
+    plan = make_plan(config, folder, scene, "pretrain", "pretrain", None)
+    with pytest.raises(KeyboardInterrupt):
+        run._execute(settled, folder, scene, plan, "pretrain")
+    assert make_plan(config, folder, scene, "pretrain", "pretrain", None).forget == ("pretrain",)
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "_run_stages", lambda *_: run._note(folder, {"killed": True}))
+    run._execute(settled, folder, scene, plan, "pretrain")
+    assert (folder.begun_from(), folder.records().keys()) == (None, {"reduce"})
