@@ -53,8 +53,8 @@ class Labelled:
         """From the base's U-Net, kept beside it for this network, these labels and settings."""
         learner, begun = Learner(base.path, config), time.monotonic()
         settings = [learner.config.model_dump(mode="json")[name] for name in SHARED]
-        labels, patch = str(scene.label_fingerprint()), [learner.config.patch] if learner.config.patch else []
-        digest = hashlib.sha256(json.dumps([settings, labels, *patch]).encode())
+        labels = str(scene.label_fingerprint())
+        digest = hashlib.sha256(json.dumps([settings, learner.config.patch, labels]).encode())
         digest.update(base.unet.read_bytes())
         path = base.path / f"labelled_{digest.hexdigest()[:16]}.npz"
         y, x, label = scene.labelled_pixels()

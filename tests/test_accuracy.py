@@ -223,11 +223,24 @@ def test_page_names_the_split_and_seeds_that_share_their_test_pixels() -> None:
     part = {"summary": summarise(runs), "shared_tests": shared_tests(runs), "runs": runs}
     page = markdown("accuracy", {
         "scene": {"name": "field"}, "date": "today", "commit": "abc", "machine": "m", "command": "c",
-        "shared": {"seconds": 3.2, "bases": 1}, "protocols": {"blocks": part},
+        "shared": {"seconds": 3.2, "bases": 1}, "protocols": {"blocks": part, "inductive": part},
     })  # fmt: skip
+    assert "## Split inductive (30 a class, guard 12 px)" in page
+    assert "kept from commits" not in page
     assert "## Split blocks (30 a class, guard 12 px), seeds 0, 1, 2: 20 to 22 training and 80" in page
     assert "overlap 50.0 %" in page
     assert "Seeds 0, 2 test on the same pixels" in page
+
+
+def test_page_names_the_commits_of_scores_that_were_kept() -> None:
+    run = run_of(0, 0.9, 0.8)
+    for scores, commit in zip(run["methods"].values(), ("f00", "abc"), strict=True):
+        scores["commit"] = commit
+    page = markdown("accuracy", {
+        "scene": {"name": "field"}, "date": "today", "commit": "f00", "machine": "m", "command": "c",
+        "protocols": {"blocks": {"summary": summarise([run]), "shared_tests": [], "runs": [run]}},
+    })  # fmt: skip
+    assert "- Scores kept from commits abc, f00" in page
 
 
 def test_overrides_by_protocol() -> None:

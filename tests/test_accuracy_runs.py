@@ -46,6 +46,14 @@ def labelled() -> accuracy.Labelled:
     return accuracy.Labelled(y, x, label, (centre_t, pooled, spectra), 1.0)
 
 
+def test_pixels_know_their_block_where_test_pixels_lie_in_blocks() -> None:
+    blocks = load_config(None, [*SETTINGS, "split.protocol=blocks", "split.block=2"])
+    pixels = accuracy.Draw.of(blocks, labelled(), None).pixels
+    assert pixels.block is not None
+    assert len(np.unique(pixels.block)) == 9
+    assert accuracy.Draw.of(load_config(None, SETTINGS), labelled(), None).pixels.block is None
+
+
 def test_measure_scores_all_on_the_same_pixels_and_keeps_them(
     tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

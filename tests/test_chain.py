@@ -150,6 +150,7 @@ def test_running_again_touches_nothing(finished: Path, tiny_scene: Path) -> None
     after = _state(finished)
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert changed <= {str(finished / "run.json")}
+    assert read_json(finished / "run.json")["bands_dropped"] == [DEAD_BAND]
 
 
 @pytest.mark.parametrize(("actors", "of_a_round"), [(1, 20_000), (2, 4)])

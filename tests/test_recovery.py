@@ -218,6 +218,15 @@ def _ends_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tupl
     return run_command(command, "run", []), capsys.readouterr().err.strip()
 
 
+def test_a_command_that_does_not_resume_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command()
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command(command, "ingest", [], resumes=False) == 1
+    assert capsys.readouterr().err.strip() == "interrupted; the same command begins anew"
+
+
 def test_errors_of_workers_end_like_our_own(capsys: pytest.CaptureFixture[str]) -> None:
     wrapped = RayTaskError("read", "Traceback: long", UserError("array x: chunk 3 is damaged"))
     outer = RuntimeError("training failed")

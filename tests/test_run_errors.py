@@ -185,6 +185,8 @@ def test_from_and_until(begun: tuple[str, RunFolder, Config]) -> None:
     changed = load_config(None, ["pretrain.steps=7"], config)
     plan = make_plan(changed, folder, open_scene(scene), "pretrain", "extract", None)
     assert (plan.done, plan.todo, plan.forget) == (("reduce",), ("pretrain", "extract"), ("pretrain",))
+    only = make_plan(config, folder, open_scene(scene), None, "reduce", None)
+    assert (only.done, only.todo) == (("reduce",), ())
     with pytest.raises(UserError, match="--from map: stage extract is not done"):
         make_plan(config, folder, open_scene(scene), "map", None, None)
 

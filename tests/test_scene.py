@@ -193,6 +193,7 @@ def damaged(path: Path, name: str, **changes: Any) -> None:
         ("labels", {"shape": (21, 33)}, "21 x 34 pixels .*found 21 x 33"),
         ("labels", {"dtype": "float32"}, "unsigned integer codes, found float32"),
         ("labels", {"dtype": "int16", "value": -3}, "found -3 to -3; set unlabelled pixels to 0"),
+        ("labels", {"dtype": "uint32", "value": 70_000, "attributes": {}}, "to 65535, found 70000 to 70000"),
         ("labels", {"value": 9}, r"codes \[9\] that flag_values \[3, 300\] does not list"),
         ("labels", {"attributes": {"flag_values": [1, 2], "flag_meanings": "a b c"}},
          "one word for each of the 2 flag_values, found 3"),
