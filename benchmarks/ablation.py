@@ -108,7 +108,7 @@ class Kept:
             print(name, file=sys.stderr, flush=True)
             draw = Draw.of(config, Labelled.read(base, self._scene, config), None)
             scored = score(Learner(base.path, config), draw.features, draw)
-            self._found[key] = draw.facts(config) | scored
+            self._found[key] = draw.facts(config) | scored | {"commit": about()["commit"]}
             write_json(self._path, self._found)
         return cast(dict[str, Any], self._found[key])
 

@@ -84,7 +84,7 @@ def markdown(name: str, report: dict[str, Any]) -> str:
             f"- Reduction, pretraining and features of the labelled pixels: {shared['seconds']:.0f} s "
             f"for {shared['bases']} U-Net{'s' * (shared['bases'] > 1)}"
         )
-    if len(commits := _commits(report)) > 1:
+    if (commits := _commits(report)) not in ([], [report["commit"]]):
         lines.append(f"- Scores kept from commits {', '.join(commits)}")
     for protocol, part in report["protocols"].items():
         lines += ["", f"## {_split_line(protocol, part['runs'])}", "", *table(part["summary"])]

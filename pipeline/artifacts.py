@@ -7,6 +7,7 @@ is done when ``stages.json`` says so, under the fingerprint of all that its resu
 import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,16 +134,14 @@ class RunFolder:
             self.forget(stage)
         self.sweep(stage)
         kept = {name: records[name] for name in STAGES if name in records and _before(name, stage)}
-        old = records.get(stage, {})
-        seconds = old.get("wall_s", 0.0) if old.get("fingerprint") == fingerprint else 0.0
-        kept[stage] = {"status": "running", "fingerprint": fingerprint, "wall_s": seconds}
+        kept[stage] = {"status": "running", "fingerprint": fingerprint}
         write_json(self.stages, kept)
 
     def finish(self, stage: str, **measured: float) -> None:
-        """Mark a stage as done and store what was measured; time adds up over interruptions."""
+        """Mark a stage as done and store what was measured; after an interruption, since the last start."""
         records = self.records()
         record = records[stage] | measured
-        record["wall_s"] = round(records[stage]["wall_s"] + measured["wall_s"], 3)
+        record["wall_s"] = round(measured["wall_s"], 3)
         record["pixels_per_s"] = round(record["pixels"] / max(record["wall_s"], 1e-9), 1)
         records[stage] = record | {
             "status": "done",
@@ -158,7 +157,8 @@ class RunFolder:
         for path in (*self._owned(stage), self.markers(stage)):
             storage.remove(path)
         if stage == "map" and self.metrics.exists():
-            write_json(self.metrics, without_map_scores(read_json(self.metrics)))
+            with suppress(UserError):  # a damaged one is no reason to keep half a map
+                write_json(self.metrics, without_map_scores(read_json(self.metrics)))
 
     def sweep(self, stage: str) -> None:
         """Delete what a killed run left half written of a stage: its ``.partial`` files and folders."""

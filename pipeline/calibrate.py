@@ -50,7 +50,7 @@ def estimates(
 ) -> dict[str, float]:
     """Seconds that the cluster at hand will need for what is left of each stage.
 
-    In a cluster the pieces are timed on one of its nodes; without one that is free within a minute, nothing.
+    In a cluster the pieces are timed on one of its nodes; without one that answers in time, nothing.
     """
     gpu = machine.uses_gpu(config)
     workers = max(config.cluster.train_workers, machine.nodes)
@@ -60,7 +60,7 @@ def estimates(
         with ray_session():
             remote: Any = ray.remote(num_cpus=0, num_gpus=int(gpu))
             found = remote(piece_seconds).remote(config, scene, stages, gpu=gpu, train_threads=threads)
-            ready, _ = ray.wait([found], timeout=_PATIENCE_S)
+            ready, _ = ray.wait([found], timeout=_PATIENCE_S + 2 * _COLD_S * len(stages))
             pieces = ray.get(found) if ready else {}
     else:
         pieces = piece_seconds(config, scene, stages, gpu=gpu, train_threads=threads, clock=clock)
@@ -89,7 +89,7 @@ def _side_by_side(config: Config, cost: Cost, machine: Machine) -> int:
 def said(seconds: Mapping[str, float]) -> str:
     """What the estimate is worth, and the sum."""
     if not seconds:
-        return "time: not estimated, nothing is left or no node was free for it"
+        return "time: not estimated, nothing is left, or no node answered in time"
     return (
         f"time: {spoken(sum(seconds.values()))} in all; an estimate from some seconds of untrained parts, on "
         "the machine as busy as it is now, without Ray's start, some ten seconds a stage in which processes "

@@ -18,13 +18,15 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after ``step`` steps; of the older ones, one is kept."""
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> int:
+    """Write the state after ``step`` steps and return its bytes; of the older ones, one is kept."""
     path = folder / f"step-{step:08d}.pt"
     with storage.whole(path) as place, place.open("wb") as file:
         torch.save(state, file)
+        written = file.tell()
     for old in checkpoints(folder)[:-_KEPT]:
         old.unlink()
+    return written
 
 
 def drop_damaged(folder: Path) -> None:

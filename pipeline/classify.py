@@ -185,16 +185,17 @@ def _metrics(
     seed = config.seed if protocol.seed is None else protocol.seed
     shown = {"protocol": protocol.protocol, "seed": seed, "guard_px": protocol.guard_px,
              "inductive": protocol.inductive}  # fmt: skip
-    share = (
-        {"train_fraction": protocol.train_fraction} if protocol.train_per_class is None
-        else {"train_per_class": protocol.train_per_class}
-    )  # fmt: skip
+    n_train, n_test = int((split == TRAIN).sum()), int((split == TEST).sum())
+    # With so many of each class the share is what came of it.
+    share: dict[str, Any] = {"train_fraction": protocol.train_fraction}
+    if protocol.train_per_class is not None:
+        share = {"train_fraction": n_train / (n_train + n_test), "train_per_class": protocol.train_per_class}
     size = config.patches.side
     members = load_members(config, folder, gpu=False)
     mixing = mixing_of(read_timesteps(config, folder), config.features.stages, members)
     return {
         "split": shown | share,
-        "n_train": int((split == TRAIN).sum()), "n_test": int((split == TEST).sum()),
+        "n_train": n_train, "n_test": n_test,
         "oa": scores["oa"], "aa": scores["aa"], "kappa": scores["kappa"],
         "per_class": per_class, "confusion": scores["confusion"],
         "ece": reliability.error(), "reliability": reliability.rows(),

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train tab
+# Reads stay ahead of the actors by twice what these hold, and do not fill half of the object store first.
+os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
 
 import ray
 import ray.data
@@ -57,7 +59,7 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
         if not joined:
             _own_environment()
         elif not inside_job:
-            _answers(os.environ["RAY_ADDRESS"])
+            check_answers(os.environ["RAY_ADDRESS"])
         context = _init(
             address=None if joined else "local",
             runtime_env=None if inside_job or not joined else {"env_vars": {"PYTHONPATH": _ROOT}},
@@ -93,13 +95,17 @@ def _init(**how: Any) -> Any:
         ) from error
 
 
-def _answers(address: str) -> None:
-    """Raise at once where nothing listens: Ray would try for minutes."""
+def check_answers(address: str) -> None:
+    """Raise at once where nothing listens: Ray would try for minutes.
+
+    Raises:
+        UserError: No cluster answers at the address.
+    """
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal()) or "://" in address:
         return  # such as auto; Ray finds it, or says what is wrong
     try:
-        socket.create_connection((host, int(port)), _ANSWER_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
     except OSError as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no cluster answers there ({error.strerror or error}); start it, or "
@@ -189,8 +195,11 @@ def share_out(config: ClusterConfig) -> Shares:
     use_gpu = gpus > 0 if config.gpu is None else config.gpu
     if use_gpu and not gpus:
         raise UserError("cluster.gpu: true, but the cluster has no GPU; set cluster.gpu=false")
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    nodes = [count for count in nodes if count] or [1]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # What computes on GPUs finds room only where they are.
+    usable = [found for found in alive if found.get("GPU", 0) > 0 or not use_gpu]
+    nodes = [count for found in usable if (count := found.get("CPU", 0))] or [1]
+    cpus = int(sum(nodes)) if use_gpu else cpus
     actors = config.actors or (gpus if use_gpu else max(1, sum(int(n // config.threads) for n in nodes)))
     num_cpus = config.threads * max(_LEAST_CPUS, 1 - _SPARE_CPUS / max(nodes))
     if actors * num_cpus + IO_CPUS > cpus or (use_gpu and actors > gpus):

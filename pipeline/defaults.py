@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from mtmsd.split import SplitConfig
@@ -32,7 +33,8 @@ Settings = dict[str, dict[str, Any]]
 def scene_rules(scene: Scene) -> Settings:
     """What the scene decides.
 
-    * A component for every 16 bands, at least 6 and at most 12, never more than the bands.
+    * A component for every 16 bands, at least 6 and at most 12, never more than the bands
+      (of twelve or fewer those that hold data).
     * Patches of 48 pixels, of 32 where the scene is narrower than two of 48.
     * A U-Net of 64 channels and 2,000 steps; 32 channels and 600 steps where there are no more pixels than in
       four patches of 48.
@@ -40,7 +42,10 @@ def scene_rules(scene: Scene) -> Settings:
       half.
     """
     least, most = _COMPONENTS
-    components = min(max(least, round(scene.bands / _BANDS_PER_COMPONENT)), most, scene.bands)
+    bands = scene.bands
+    if bands <= most and (filled := int(np.isfinite(scene.sampled_mean()).sum())):
+        bands = filled  # where bands are few, one without data may be one too many
+    components = min(max(least, round(scene.bands / _BANDS_PER_COMPONENT)), most, bands)
     small = scene.height * scene.width <= _FOUR_PATCHES_PX
     return {
         "reduce": {"components": components},

@@ -118,6 +118,9 @@ def scheduler() -> AbstractContextManager[Any]:
     if not ray.is_initialized():
         if "RAY_ADDRESS" not in os.environ:
             return nullcontext()
+        from pipeline.cluster import check_answers
+
+        check_answers(os.environ["RAY_ADDRESS"])
         ray.init()
     context: AbstractContextManager[Any] = enable_dask_on_ray()
     return context

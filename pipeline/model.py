@@ -25,8 +25,6 @@ FloatArray = NDArray[np.float64]
 
 _SETTABLE = ("map", "supertokens", "polygons", "cluster")
 _PARTS = ("spectral.json", "classifier/selection.json")
-_WINDOWS = 4  # windows that are sampled along an axis of the scene
-_WINDOW = 32  # side of such a window, pixels
 _SAME_UNITS = 10**1.5  # mean reflectance may differ so much between scenes in the same units
 _UNITS = (1e-4, 1e-3, 1e-2, 1e2, 1e3, 1e4)  # counts, per mille and percent, either way
 
@@ -44,16 +42,9 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
     """The model's own configuration; only what concerns the map and the cluster may be set anew.
 
     Raises:
-        UserError: The folder is no finished model, or another section is set.
+        UserError: The folder is no finished model, or a setting of what was trained differs.
     """
     _check_parts(model, (*_PARTS, "run.json"))
-    if config_file is not None:
-        raise UserError("--config cannot be used with --model: the configuration is the model's")
-    for override in overrides:
-        if override.split(".")[0].split("=")[0] not in _SETTABLE:
-            raise UserError(
-                f"--set {override}: with --model only {', '.join(f'{s}.*' for s in _SETTABLE)} can be set"
-            )
     folder = RunFolder(model)
     own = folder.config()
     needed = [folder.member(own.classifier.members - 1)]
@@ -61,7 +52,24 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
     needed += [folder.mixing] if own.fusion.keep_timesteps is not None else []
     needed += [folder.unet] if own.reads_features else []
     _check_parts(model, [str(path.relative_to(model)) for path in needed])
-    return load_config(None, overrides, own)
+    asked = load_config(config_file, overrides, own)
+    _check_unchanged(model, own.model_dump(mode="json"), asked.model_dump(mode="json"))
+    return asked
+
+
+def _check_unchanged(model: Path, own: dict[str, Any], asked: dict[str, Any]) -> None:
+    settable = ", ".join(f"{section}.*" for section in _SETTABLE)
+    for section, values in asked.items():
+        if section in _SETTABLE or values == own[section]:
+            continue
+        key, found, there = section, values, own[section]
+        if isinstance(values, dict):
+            last = next(name for name, value in values.items() if value != there[name])
+            key, found, there = f"{section}.{last}", values[last], there[last]
+        raise UserError(
+            f"--model {model}: was made with {key}={there}, found {key}={found}; with --model only "
+            f"{settable} can be set"
+        )
 
 
 def model_fingerprint(model: Path) -> str:
@@ -91,7 +99,7 @@ def match_scene(model: Path, scene: Scene) -> Match:
             from any usual unit of the model's.
     """
     spectral = read_json(model / "spectral.json")
-    mean_S = _sampled_mean(scene)
+    mean_S = scene.sampled_mean()
     usable = np.isfinite(mean_S)
     bands, notes = _match_wavelengths(model, spectral, scene, usable)
     scale, level = 1.0, None
@@ -204,26 +212,6 @@ def _match_units(
         )
     note = f"values are multiplied by {scale:g}: their mean is {level:.3g} times that of the model's scene"
     return scale, scale * level, [note]
-
-
-def _sampled_mean(scene: Scene) -> FloatArray:
-    """Mean of each band over windows spread over the scene, NaN for a band without data in all of them."""
-    total, count = np.zeros(scene.bands), np.zeros(scene.bands)
-    rows, columns = (_starts(n) for n in (scene.height, scene.width))
-    for y in rows:
-        for x in columns:
-            block = scene.read(y, min(y + _WINDOW, scene.height), x, min(x + _WINDOW, scene.width))
-            count += np.isfinite(block).sum(axis=(1, 2))
-            total += np.nansum(block, axis=(1, 2), dtype=np.float64)
-    mean: FloatArray = np.divide(total, count, out=np.full(scene.bands, np.nan), where=count > 0)
-    return mean
-
-
-def _starts(size: int) -> list[int]:
-    """First pixels of the sampled windows along an axis, evenly spread."""
-    last = max(0, size - _WINDOW)
-    steps = min(_WINDOWS, -(-size // _WINDOW))
-    return sorted({round(i * last / max(1, steps - 1)) for i in range(steps)})
 
 
 def _check_parts(model: Path, parts: Sequence[str]) -> None:

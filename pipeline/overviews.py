@@ -25,7 +25,6 @@ ZarrArray = zarr.Array[Any]
 
 LAYERS = ("class", "confidence", "entropy")
 SMALL_ENOUGH = 512  # pixels along the larger side of the coarsest overview
-WORTH_IT = 256  # a map up to this size gets no overview
 _LARGEST = np.uint32(2**16 - 1)  # class code
 _CONVENTIONS = {
     "multiscales": ("d35379db-88df-4056-af3a-620245f8e347", "Multiscale layout of zarr datasets"),
@@ -41,7 +40,7 @@ def overview_steps(height: int, width: int) -> tuple[int, ...]:
     """Return the map pixels to a side of an overview pixel, level by level: 2, 4, …"""
     steps: list[int] = []
     side = max(height, width)
-    while side >= SMALL_ENOUGH or (not steps and side > WORTH_IT):
+    while side >= SMALL_ENOUGH or (not steps and side > 1):
         steps.append(2 ** (len(steps) + 1))
         side = -(-side // 2)
     return tuple(steps)

@@ -102,7 +102,10 @@ def _changed(config: Config, folder: RunFolder, stage: str) -> str:
                     f"--out {folder.path}: stage {earlier} was made with {key} = {before[key]}, the "
                     f"command asks for {now[key]}; {again}"
                 )
-    return f"--out {folder.path}: stage {stage} was made from another scene, labels or model; {again}"
+    return (
+        f"--out {folder.path}: stage {stage} was made from another scene, labels or model, or by an "
+        f"earlier version; {again}"
+    )
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -169,7 +169,9 @@ def _train_loop(settings: dict[str, Any]) -> None:
                 "optimizer": optimizer.state_dict(), "history": history,
             }  # fmt: skip
             if rank == 0:
-                save_checkpoint(storage.location(settings["folder"]), done, state)
+                written = save_checkpoint(storage.location(settings["folder"]), done, state)
+                if meter is not None:
+                    meter.add.remote(0, 0, 0, written, 0)
             ray.train.report({"step": done, "loss": history[-1][1]})
 
 

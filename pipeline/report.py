@@ -18,6 +18,7 @@ from pipeline.artifacts import RunFolder, read_json
 from pipeline.export import class_image, class_table
 from pipeline.overviews import layer, thumbnail
 from pipeline.polygons import write_polygons
+from pipeline.progress import peak_rss
 from pipeline.report_images import Quicklook
 from pipeline.report_text import (
     Context,
@@ -51,9 +52,9 @@ def run(folder: RunFolder, scene: Scene, polygons_min_px: int | None = None) -> 
         write_polygons(folder.map, scene, written[-1], polygons_min_px)
     written += [write_report(folder.path, scene), write_item(folder, scene, class_table(group))]
     return {
-        "pixels": scene.height * scene.width, "bytes_read": 0,
+        "pixels": scene.height * scene.width, "bytes_read": layer(group, "class").nbytes,
         "bytes_written": sum(path.stat().st_size for path in written),
-        "peak_rss_bytes": 0, "wall_s": time.monotonic() - begun,
+        "peak_rss_bytes": peak_rss(), "wall_s": time.monotonic() - begun,
     }  # fmt: skip
 
 
@@ -162,11 +163,10 @@ def _metrics(folder: RunFolder) -> Context | None:
         return None
     metrics: Context = read_json(folder.metrics)
     split = metrics["split"]
-    share = split.get("train_fraction")
     drawn = (
-        f"{percent(share)} of each class train"
-        if share is not None
-        else f"{number(split.get('train_per_class'))} pixels of each class train"
+        f"{number(split['train_per_class'])} pixels of each class train"
+        if "train_per_class" in split
+        else f"{percent(split['train_fraction'])} of each class train"
     )
     counts = np.asarray(metrics["confusion"])
     rows = [[{"count": count, "share": count / max(1, sum(row))} for count in row] for row in counts.tolist()]

@@ -30,7 +30,7 @@ from pipeline.lock import locked
 from pipeline.model import adopt_model, model_config
 from pipeline.plan import Plan, make_plan
 from pipeline.scene import Scene, open_scene
-from pipeline.storage import has_group, location, make_folder, remove
+from pipeline.storage import has_group, is_local, location, make_folder, remove
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,7 +64,7 @@ def main(
         raise UserError(f"--until {last}: comes before --from {first}; nothing would be done")
     if demo == (scene is not None):
         raise UserError("expected a SCENE or --demo, one of the two; see --help")
-    folder = RunFolder(location(out or f"runs/{'demo' if demo else Path(str(scene)).stem}").resolve())
+    folder = RunFolder(location(out or f"runs/{'demo' if demo else _name(str(scene))}").resolve())
     if "working_dir_files" in folder.path.parts:
         print(
             f"note: {folder.path} lies in Ray's copy of the working directory, which Ray removes; give an "
@@ -79,6 +79,8 @@ def main(
         config_file = config_file or (str(_ROOT / "configs/demo.yaml") if demo else None)
         load_config(config_file, overrides)  # a mistake in it is told before anything is opened or made
     opened = None if demo else open_scene(str(scene))
+    if opened and is_local(folder.path) and folder.path.is_relative_to(opened.url):
+        raise UserError(f"--out {folder.path}: lies in the scene, which is only read; choose another --out")
     with interruptible(), nullcontext() if dry_run else locked(folder.path):
         if demo and dry_run and not has_group(folder.path / "scene.zarr"):
             raise UserError("--dry-run changes nothing, and the demo's scene is not made yet; run it first")
@@ -88,6 +90,12 @@ def main(
         if settled.chosen:
             print(settled.note(opened), file=sys.stderr)
         _plan_and_run(settled, folder, opened, (first, last, model), dry_run)
+
+
+def _name(scene: str) -> str:
+    """The scene's name, for the run folder."""
+    path = scene if "://" in scene else str(Path(scene).resolve())
+    return path.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
 
 
 def _plan_and_run(
@@ -108,6 +116,8 @@ def _plan_and_run(
     learns = {"reduce", "extract"} if config.split.inductive and not model else {"extract"}
     if learns & set(plan.todo):
         labelled_split(config, opened)  # labels that cannot serve are found out before any work
+    if first in plan.done:
+        print(f"note: goes on with an interrupted --from {first}; {first} is done anew", file=sys.stderr)
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(plan.table())
@@ -133,6 +143,8 @@ def _demo_scene(folder: RunFolder) -> str:
 
     path = folder.path / "scene.zarr"
     if not has_group(path):
+        if folder.run.exists():
+            raise UserError(f"--out {folder.path}: holds a run of another scene; choose another --out")
         for stray in (path, *folder.path.glob("scene.zarr.*.partial")):
             remove(stray)
         make_demo_scene(path)
@@ -155,9 +167,9 @@ def _execute(settled: Settled, folder: RunFolder, scene: Scene, plan: Plan, firs
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "model": str(plan.model) if plan.model else None,
     }  # fmt: skip
-    before = read_json(folder.run) if folder.run.exists() and not plan.model else {}
-    kept = {key: before[key] for key in ("bands_dropped",) if key in before}
-    write_json(folder.run, about | kept)
+    if "reduce" in plan.done and not plan.model and folder.spectral.exists():
+        about["bands_dropped"] = read_json(folder.spectral)["bands_dropped"]
+    write_json(folder.run, about)
     for stage in reversed(plan.forget):  # a crash in between must not leave a stage without its inputs
         folder.forget(stage)
     # Not before the old results are gone; from now on the same command goes on with what it has made.
@@ -170,14 +182,20 @@ def _execute(settled: Settled, folder: RunFolder, scene: Scene, plan: Plan, firs
 
 
 def _run_stages(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
-    from pipeline.cluster import ray_session
+    from pipeline.cluster import ray_session, share_out
     from pipeline.trained import check_trained
 
     with ray_session():
         arm()
+        if set(plan.todo) - {"reduce", "report"}:
+            share_out(config.cluster)  # what cannot fit is told before any work
         runners = _runners(config, folder, scene, plan)
         for stage in plan.todo:
-            check_trained(config, folder, stage)
+            try:
+                check_trained(config, folder, stage)
+            except UserError:
+                _note(folder, {"from": None})  # or the --from that it advises would go on with what is there
+                raise
             folder.begin(stage, plan.fingerprints[stage])
             if plan.model and stage == "reduce":  # not before: a stage begins by removing what is not its own
                 _adopt(plan.model, folder, scene)

@@ -1,6 +1,7 @@
 """A scene: open and check it, read pixels and labels from it, write one, pass on its grid."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ __all__ = ["ClassTable", "Scene", "open_scene", "write_georeference", "write_sce
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ZarrArray = zarr.Array[Any]
+
+_WINDOWS = 4  # windows that are sampled along an axis
+_WINDOW = 32  # side of such a window, pixels
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,17 @@ class Scene:
             counts.update(dict(zip(codes.tolist(), found.tolist(), strict=True)))
         return {code: counts[code] for code in sorted(counts) if code}
 
+    def sampled_mean(self) -> Array:
+        """Return the mean of each band (band,) over at most 16 windows, NaN for one without data there."""
+        total, count = np.zeros(self.bands), np.zeros(self.bands)
+        rows, columns = (_starts(n) for n in (self.height, self.width))
+        for y, x in itertools.product(rows, columns):
+            block = self.read(y, min(y + _WINDOW, self.height), x, min(x + _WINDOW, self.width))
+            count += np.isfinite(block).sum(axis=(1, 2))
+            total += np.nansum(block, axis=(1, 2), dtype=np.float64)
+        mean: Array = np.divide(total, count, out=np.full(self.bands, np.nan), where=count > 0)
+        return mean
+
     def fingerprint(self) -> str:
         """Return a sha256 of the scene without labels: its metadata and at most 64 chunks.
 
@@ -150,6 +165,13 @@ class Scene:
             )
 
 
+def _starts(size: int) -> list[int]:
+    """First pixels of the sampled windows along an axis, evenly spread."""
+    last = max(0, size - _WINDOW)
+    steps = min(_WINDOWS, -(-size // _WINDOW))
+    return sorted({round(i * last / max(1, steps - 1)) for i in range(steps)})
+
+
 def open_scene(url: str) -> Scene:
     """Open a Zarr v2 or v3 group, check that it is a scene and return what it is.
 
@@ -164,6 +186,7 @@ def open_scene(url: str) -> Scene:
     _stored.cache_clear()
     url = url.rstrip("/") if "://" in url else str(Path(url).resolve())
     group = scene_arrays.open_group(url)
+    scene_arrays.check_members(group, url)
     reflectance = scene_arrays.scene_array(group, "reflectance", ("band", "y", "x"), url)
     if reflectance.dtype.kind not in "iuf":
         raise UserError(
@@ -171,6 +194,7 @@ def open_scene(url: str) -> Scene:
         )
     if 0 in reflectance.shape:
         raise UserError(f"scene {url}: reflectance must not be empty, found {reflectance.shape}")
+    _scale_and_offset(reflectance, url)
     bands, height, width = (int(n) for n in reflectance.shape)
     where = f"scene {url}"
     return Scene(
@@ -234,11 +258,15 @@ class _Stored:
     offset: float
 
 
+def _scale_and_offset(reflectance: ZarrArray, url: str) -> tuple[float, float]:
+    packing = scene_arrays.packing
+    return packing(reflectance, "scale_factor", 1.0, url), packing(reflectance, "add_offset", 0.0, url)
+
+
 @lru_cache(maxsize=16)
 def _stored(scene: Scene) -> _Stored:
     group = scene_arrays.open_group(scene.url)
     reflectance = cast(ZarrArray, group["reflectance"])
     labels = cast(ZarrArray, group["labels"]) if scene.classes is not None else None
-    scale = float(cast(float, reflectance.attrs.get("scale_factor", 1.0)))
-    offset = float(cast(float, reflectance.attrs.get("add_offset", 0.0)))
+    scale, offset = _scale_and_offset(reflectance, scene.url)
     return _Stored(reflectance, labels, scene_arrays.fill_values(reflectance), scale, offset)

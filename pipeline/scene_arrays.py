@@ -3,6 +3,7 @@
 import base64
 import binascii
 import itertools
+import math
 import struct
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from zarr.errors import BaseZarrError, ZarrUserWarning
 from pipeline import storage
 from pipeline.chunks import read_region
 from pipeline.classes import ClassTable, from_attributes, plain_table
-from pipeline.errors import UserError, store_says
+from pipeline.errors import UserError, one_line, store_says
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ZarrArray = zarr.Array[Any]
@@ -37,6 +38,8 @@ def open_group(url: str) -> zarr.Group:
     advice = "give the path of a scene, or make one with pipeline/ingest.py"
     storage.check_url(url)
     if "://" not in url and not Path(url).exists():
+        if "working_dir_files" in Path(url).parts:
+            advice = "a job runs in a copy of its working directory, without scenes: give an absolute path"
         raise UserError(f"scene {url}: no such file or folder; {advice}")
     try:
         if "://" in url:
@@ -50,7 +53,7 @@ def open_group(url: str) -> zarr.Group:
         raise UserError(f"scene {url}: expected a Zarr group, found none; {advice}") from error
     except Exception as error:
         # Each remote store has its own errors for a wrong endpoint, bucket or credential.
-        if "://" not in url and not isinstance(error, OSError | ValueError):
+        if "://" not in url and not isinstance(error, OSError | ValueError | KeyError | TypeError):
             raise
         raise UserError(f"scene {url}: cannot open it as a Zarr group: {store_says(error)}") from error
     if not isinstance(found, zarr.Group):
@@ -59,6 +62,30 @@ def open_group(url: str) -> zarr.Group:
             "under the name reflectance"
         )
     return found
+
+
+def check_members(group: zarr.Group, url: str) -> None:
+    """Read the metadata of all that a scene may have; UserError where some cannot be understood."""
+    for name in ("reflectance", "labels", "wavelength", "y", "x", "spatial_ref"):
+        try:
+            group.get(name)
+        except (BaseZarrError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"scene {url}: the metadata of {name} cannot be understood ({one_line(error)}); restore it "
+                "from a copy, or make the scene again"
+            ) from error
+
+
+def packing(reflectance: ZarrArray, name: str, otherwise: float, url: str) -> float:
+    """Return a CF attribute of reflectance that is one number; UserError when it is none."""
+    value = reflectance.attrs.get(name, otherwise)
+    try:
+        number = float(np.asarray(value, np.float64).item())
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"scene {url}: {name} of reflectance must be one finite number, found {value!r}")
+    return number
 
 
 def scene_array(group: zarr.Group, name: str, dims: tuple[str, ...], url: str) -> ZarrArray:
@@ -166,7 +193,8 @@ def fill_values(array: ZarrArray) -> tuple[float, ...]:
 
     Those are _FillValue and missing_value; in Zarr v2, _FillValue is the array's fill_value.
     """
-    fills = [_number(array.attrs[k]) for k in ("_FillValue", "missing_value") if k in array.attrs]
+    stated = [array.attrs[k] for k in ("_FillValue", "missing_value") if k in array.attrs]
+    fills = [_number(one) for value in stated for one in (value if isinstance(value, list) else [value])]
     if array.metadata.zarr_format == 2 and array.fill_value is not None:
         fills.append(_number(np.asarray(array.fill_value).item()))
     return tuple(fill for fill in fills if fill is not None)

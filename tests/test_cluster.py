@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import ray
+import ray.data
 
-from pipeline.cluster import ray_session, share_out
+from pipeline.cluster import check_answers, ray_session, share_out
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
 
@@ -16,7 +17,7 @@ from pipeline.errors import UserError
 def machine(monkeypatch: pytest.MonkeyPatch):
     def make(cpus: float, gpus: float = 0, nodes: int = 1) -> None:
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
-        each = {"Alive": True, "Resources": {"CPU": cpus / nodes}}
+        each = {"Alive": True, "Resources": {"CPU": cpus / nodes, "GPU": gpus / nodes}}
         monkeypatch.setattr(ray, "nodes", lambda: [each] * nodes)
 
     return make
@@ -69,6 +70,39 @@ def test_what_fits_the_cluster_but_no_node_is_refused(settings: dict, machine) -
     (name,) = settings
     with pytest.raises(UserError, match=rf"cluster\.{name} = .* the largest has 4"):
         share_out(ClusterConfig(**settings))
+
+
+def test_what_computes_on_gpus_is_measured_by_the_nodes_that_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head, worker = {"CPU": 32.0}, {"CPU": 8.0, "GPU": 1.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 40.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": r} for r in (head, worker)])
+    assert share_out(ClusterConfig()).worker_cpus <= 8
+    assert share_out(ClusterConfig(gpu=False)).worker_cpus > 8
+    with pytest.raises(UserError, match=r"cluster\.threads = 20 .*the cluster has 8 CPUs"):
+        share_out(ClusterConfig(threads=20))
+
+
+def test_reads_do_not_run_ahead_until_half_of_the_store_is_full() -> None:
+    from ray.data._internal.execution import backpressure_policy as policies
+
+    assert policies.DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD == 0
+    assert ray.data.DataContext.get_current().downstream_capacity_backpressure_ratio == 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_cluster_that_answers_is_joined(host: str) -> None:
+    family = socket.AF_INET6 if "[" in host else socket.AF_INET
+    if family == socket.AF_INET6 and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with socket.socket(family) as server:
+        try:
+            server.bind((host.strip("[]"), 0))
+        except OSError:
+            pytest.skip(f"this machine has no address {host}")
+        server.listen()
+        check_answers(f"{host}:{server.getsockname()[1]}")
 
 
 def test_a_cluster_that_is_gone_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

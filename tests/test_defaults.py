@@ -37,6 +37,9 @@ class _Shape:
         rare = np.full(9, 200)  # a class that no split uses
         self._codes = np.concatenate([np.arange(labelled) % classes + 1, rare])
 
+    def sampled_mean(self) -> np.ndarray:
+        return np.ones(self.bands)
+
     def label_counts(self) -> dict[int, int]:
         return dict(enumerate(np.bincount(self._codes).tolist()[1:], 1))
 
@@ -60,6 +63,16 @@ def test_rules(
         "reduce": {"components": components}, "patches": {"size": patch}, "unet": {"channels": channels},
         "pretrain": {"steps": steps}, "split": {"train_fraction": share},
     }  # fmt: skip
+
+
+def test_where_bands_are_few_those_without_data_do_not_count(tmp_path: Path) -> None:
+    cube = np.random.default_rng(0).random((7, 40, 50), np.float32)
+    cube[[1, 4]] = np.nan
+    write_scene(tmp_path / "s.zarr", cube)
+    assert scene_rules(open_scene(str(tmp_path / "s.zarr")))["reduce"] == {"components": 5}
+    cube[:] = np.nan
+    write_scene(tmp_path / "empty.zarr", cube)
+    assert scene_rules(open_scene(str(tmp_path / "empty.zarr")))["reduce"] == {"components": 6}
 
 
 def test_the_user_comes_first(tmp_path: Path) -> None:

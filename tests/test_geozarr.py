@@ -90,12 +90,12 @@ def test_the_layout_names_levels_that_are_there(tmp_path: Path) -> None:
         assert level["spatial:transform"][2] == 1000.0
 
 
-def test_a_small_map_without_a_grid_says_only_its_shape(tmp_path: Path) -> None:
+def test_a_map_without_a_grid_says_only_its_shape(tmp_path: Path) -> None:
     path, _ = make_map(tmp_path, 20, 30)
     found = attributes(path)
-    check_conventions(found, {"spatial"})
+    check_conventions(found, {"spatial", "multiscales"})
     assert found["spatial:shape"] == [20, 30]
-    assert not {"multiscales", "proj:code", "spatial:transform", "spatial:bbox"} & set(found)
+    assert not {"proj:code", "spatial:transform", "spatial:bbox"} & set(found)
 
 
 def test_rotated_grids_and_crs_without_a_code(tmp_path: Path) -> None:

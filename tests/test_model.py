@@ -266,6 +266,7 @@ def test_every_stage_finds_the_models_parts(
     runners = {name: partial(stage, name) for name in STAGES}
     monkeypatch.setattr(run, "_runners", lambda *_: runners)
     monkeypatch.setattr("pipeline.cluster.ray_session", nullcontext)
+    monkeypatch.setattr("pipeline.cluster.share_out", lambda _: None)
     monkeypatch.setattr("pipeline.trained.check_trained", lambda *_: None)
     arguments = [other.url, "--out", str(out.path), "--model", str(model)]
     if twice:
@@ -290,10 +291,19 @@ def test_unfinished_models_are_refused(part: str, model: Path) -> None:
 
 def test_only_the_map_can_be_configured(model: Path) -> None:
     assert model_config(model, None, ["map.tile=32"]).map.tile == 32
-    with pytest.raises(UserError, match=r"--set seed=1: with --model only"):
+    with pytest.raises(UserError, match=r"made with seed=0, found seed=1; with --model only map\.\*"):
         model_config(model, None, ["seed=1"])
-    with pytest.raises(UserError, match="--config cannot be used"):
-        model_config(model, str(TINY), [])
+    with pytest.raises(UserError, match=r"made with unet\.channels=\d+, found unet\.channels=96"):
+        model_config(model, None, ["unet.channels=96"])
+
+
+def test_a_configuration_beside_a_model_may_say_what_the_model_says(model: Path, tmp_path: Path) -> None:
+    own, file = model_config(model, None, []), tmp_path / "own.yaml"
+    file.write_text(f"seed: {own.seed}\nunet: {{channels: {own.unet.channels}}}\nmap: {{tile: 32}}\n")
+    assert model_config(model, str(file), [f"seed={own.seed}"]) == model_config(model, None, ["map.tile=32"])
+    file.write_text("patches: {stride: 1}\n")
+    with pytest.raises(UserError, match=r"found patches\.stride=1"):
+        model_config(model, str(file), [])
 
 
 def test_the_plan_refuses_before_any_work(model: Path, tmp_path: Path) -> None:

@@ -195,6 +195,8 @@ def damaged(path: Path, name: str, **changes: Any) -> None:
         ("labels", {"dtype": "int16", "value": -3}, "found -3 to -3; set unlabelled pixels to 0"),
         ("labels", {"dtype": "uint32", "value": 70_000, "attributes": {}}, "to 65535, found 70000 to 70000"),
         ("labels", {"value": 9}, r"codes \[9\] that flag_values \[3, 300\] does not list"),
+        ("reflectance", {"attributes": {"scale_factor": "a tenth"}}, "one finite number, found 'a tenth'"),
+        ("reflectance", {"attributes": {"add_offset": [1.0, 2.0]}}, "add_offset of reflectance must be one"),
         ("labels", {"attributes": {"flag_values": [1, 2], "flag_meanings": "a b c"}},
          "one word for each of the 2 flag_values, found 3"),
         ("labels", {"attributes": {"flag_values": [1], "flag_colors": "red"}}, "found 'red'"),
@@ -213,6 +215,28 @@ def test_damage_is_named(path: Path, name: str, changes: dict[str, Any], said: s
         open_scene(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["reflectance", "labels", "wavelength", "x", "spatial_ref"])
+def test_metadata_that_were_cut_off_are_named(path: Path, name: str) -> None:
+    root = path / "zarr.json"
+    root.write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')  # not consolidated
+    assert open_scene(str(path)).bands == 4
+    (path / name / "zarr.json").write_text('{"shape": [4, 21')
+    with pytest.raises(UserError, match=f"the metadata of {name} cannot be understood"):
+        open_scene(str(path))
+
+
+def test_packing_in_lists_as_other_writers_leave_it(path: Path) -> None:
+    plain = open_scene(str(path)).read(0, 21, 0, 34)
+    array: Any = zarr.open_group(path, mode="r+", use_consolidated=False)["reflectance"]
+    array.attrs.update(scale_factor=[0.5], missing_value=[int(counts()[0, 0, 0]), -5])
+    consolidate(zarr.open_group(path, mode="r+", use_consolidated=False))
+    found = open_scene(str(path)).read(0, 21, 0, 34)
+    assert np.isnan(found[0, 0, 0])
+    there = np.isfinite(found)
+    assert there.any()
+    np.testing.assert_array_equal(found[there], plain[there] * 0.5)
 
 
 def test_what_is_no_scene(path: Path, tmp_path: Path) -> None:
