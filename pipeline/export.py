@@ -38,7 +38,7 @@ def write_cogs(map_path: str | Path, scene: Scene, out_dir: Path) -> tuple[Path,
     """Write map.tif and confidence.tif, cloud-optimised GeoTIFFs, and return their paths.
 
     map.tif has the class names as category names (map.tif.aux.xml) and as band tag
-    `class_names`, and a colour table when all codes fit into one byte. The map is copied row of
+    `class_names`, and a colour table. The map is copied row of
     chunks by row of chunks.
     """
     group = zarr.open_group(str(map_path), mode="r", use_consolidated=False)
@@ -146,8 +146,7 @@ def _write_cog(
             if table is not None:
                 names = dict(zip(map(str, table.codes), table.names, strict=True))
                 target.update_tags(1, class_names=json.dumps(names))
-                if dtype == np.uint8:
-                    target.write_colormap(1, _colormap(table))
+                target.write_colormap(1, _colormap(table))
         rasterio.shutil.copy(plain, cog, driver="COG", **options)
 
 

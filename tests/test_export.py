@@ -209,8 +209,10 @@ def test_large_codes_keep_their_values_and_names(tmp_path: Path) -> None:
         assert found.dtypes == ("uint16",)
         np.testing.assert_array_equal(found.read(1), layer(group, "class")[:])
         assert json.loads(found.tags(1)["class_names"]) == {"3": "low", "700": "high"}
-        with pytest.raises(ValueError, match="color table"):
-            found.colormap(1)
+        colors = found.colormap(1)
+        assert [colors[code] for code in (0, 3, 700)] == [
+            (0, 0, 0, 0), *((*bytes.fromhex(color[1:]), 255) for color in WIDE.colors)
+        ]  # fmt: skip
 
 
 def test_without_a_crs_the_geotiff_has_none(tmp_path: Path) -> None:
