@@ -73,7 +73,7 @@ def make_plan(
         if same and record is not None and record["status"] == "done" and (index < start or goes_on):
             done.append(stage)
             continue
-        if record is not None and index >= start and (not same or record["status"] == "done"):
+        if record is not None and index >= start and not (same and goes_on):
             forget.append(stage)
         if index < end:
             todo.append(stage)

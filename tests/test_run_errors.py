@@ -217,15 +217,17 @@ def test_from_goes_on_after_an_interruption(begun: tuple[str, RunFolder, Config]
     def plan() -> Plan:
         return make_plan(config, folder, open_scene(scene), "reduce", None, None)
 
-    assert plan().forget == ("reduce", "pretrain")
+    folder.begin("extract", fingerprint := plan().fingerprints["extract"])
+    assert plan().forget == ("reduce", "pretrain", "extract")
     write_json(folder.run, read_json(folder.run) | {"from": "pretrain"})
-    assert plan().forget == ("reduce", "pretrain"), "another command"
+    assert plan().forget == ("reduce", "pretrain", "extract"), "another command"
     write_json(folder.run, read_json(folder.run) | {"from": "reduce"})
+    assert folder.records()["extract"] == {"status": "running", "fingerprint": fingerprint}
     assert (plan().done, plan().forget) == (("reduce", "pretrain"), ())
     assert plan().todo == ("extract", "classify", "map", "report")
     other = load_config(None, ["pretrain.steps=7"], config)
     again = make_plan(other, folder, open_scene(scene), "reduce", None, None)
-    assert (again.done, again.forget) == (("reduce",), ("pretrain",))
+    assert (again.done, again.forget) == (("reduce",), ("pretrain", "extract"))
 
 
 def test_windows_of_maps_leave_the_pretraining(begun: tuple[str, RunFolder, Config]) -> None:
