@@ -1,9 +1,11 @@
 """A scene from xarray: what a dataset holds, written as a Zarr scene."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import rioxarray  # noqa: F401
 import xarray as xr
@@ -11,12 +13,12 @@ import xarray as xr
 from pipeline import storage
 from pipeline.classes import ClassTable, from_attributes
 from pipeline.errors import UserError
-from pipeline.georeference import Transform, parse_transform, plain_index
+from pipeline.georeference import Floats, Transform, parse_transform, plain_index, regular, settled_transform
+from pipeline.ingest_labels import to_codes
 from pipeline.scene import open_scene, write_scene
-from pipeline.scene_arrays import NM_PER_UNIT
+from pipeline.scene_arrays import NM_PER_UNIT, packing, stated_fills
 
 _BANDS = ("band", "wavelength")
-_REGULAR = 1e-3  # how far coordinates may stray from a regular grid, pixels
 
 
 def put_scene(source: xr.Dataset | str | Path, labels: Any, path: Path) -> Path:
@@ -36,23 +38,22 @@ def put_scene(source: xr.Dataset | str | Path, labels: Any, path: Path) -> Path:
     target = path.with_name(f"{path.name}.{os.getpid()}.new") if there else path
     reflectance = _reflectance(dataset)
     codes, classes = _labels(dataset, reflectance, labels)
-    packing = {
-        key: reflectance.attrs[name]
-        for key, name in (
-            ("scale_factor", "scale_factor"), ("add_offset", "add_offset"), ("fill_value", "_FillValue"),
-        )
-        if name in reflectance.attrs
-    }  # fmt: skip
+    fills = stated_fills(reflectance.attrs)
+    data = reflectance.data
+    for other in fills[1:]:  # a scene that is written has one
+        data = da.where(data == other, reflectance.dtype.type(fills[0]), data)
     try:
         write_scene(
             target,
-            reflectance.data,
+            data,
             wavelength_nm=_wavelength_nm(dataset, reflectance),
             crs=dataset.rio.crs.to_wkt() if dataset.rio.crs else None,
             transform=_transform(dataset),
             labels=codes,
             classes=classes,
-            **packing,
+            scale_factor=_number(reflectance, "scale_factor"),
+            add_offset=_number(reflectance, "add_offset"),
+            fill_value=fills[0] if fills else None,
         )
         if there:
             _same(target, path)
@@ -110,7 +111,16 @@ def _labels(dataset: xr.Dataset, like: xr.DataArray, labels: Any) -> tuple[Any, 
     attributes = dict(labels.attrs)
     if "flag_values" in attributes:
         attributes["flag_values"] = np.asarray(attributes["flag_values"]).ravel().tolist()
-    return labels.transpose("y", "x").data, from_attributes(attributes, "labels")
+    codes = da.asarray(labels.transpose("y", "x").data)
+    if codes.dtype.kind in "iuf":
+        for fill in (*stated_fills(labels.attrs), None):
+            codes = to_codes(codes, fill, "labels")
+    return codes, from_attributes(attributes, "labels")
+
+
+def _number(array: xr.DataArray, name: str) -> float | None:
+    """A CF attribute that is one number, or None where it is absent."""
+    return packing(array.attrs, name, math.nan, "dataset") if name in array.attrs else None
 
 
 def _wavelength_nm(dataset: xr.Dataset, reflectance: xr.DataArray) -> list[float] | None:
@@ -131,24 +141,19 @@ def _wavelength_nm(dataset: xr.Dataset, reflectance: xr.DataArray) -> list[float
 
 def _transform(dataset: xr.Dataset) -> Transform | None:
     """From y and x where they are regular; otherwise the GeoTransform of spatial_ref, if there is one."""
-    axes = [_regular(dataset[axis]) if axis in dataset.coords else None for axis in ("y", "x")]
-    if axes[0] is not None and axes[1] is not None:
-        (f, e), (c, a) = axes[0], axes[1]
-        return a, 0.0, c, 0.0, e, f
+    y, x = (_centres(dataset, axis) for axis in "yx")
     mapping = dataset.coords.get(dataset.rio.grid_mapping)
+    text = mapping.attrs.get("GeoTransform") if mapping is not None else None
+    stated = parse_transform(text, "dataset") if text is not None else None
+    if y is not None and x is not None:
+        return settled_transform(stated, y, x)
     placed = any(a in dataset.coords and not plain_index(dataset[a].values) for a in "yx")
-    if mapping is not None and "GeoTransform" in mapping.attrs and not placed:
-        return parse_transform(mapping.attrs["GeoTransform"], "dataset")
-    return None
+    return None if placed else stated
 
 
-def _regular(axis: xr.DataArray) -> tuple[float, float] | None:
-    """(edge of the first pixel, step) of regular pixel centres; None for others and for plain indices."""
-    if axis.ndim != 1 or axis.size < 2 or axis.dtype.kind not in "iuf":
+def _centres(dataset: xr.Dataset, axis: str) -> Floats | None:
+    """Pixel centres along an axis where they are evenly spread and more than a count of pixels."""
+    if axis not in dataset.coords or dataset[axis].ndim != 1 or dataset[axis].dtype.kind not in "iuf":
         return None
-    centres = axis.values.astype(np.float64)
-    step = float(centres[-1] - centres[0]) / (len(centres) - 1)
-    index = np.arange(len(centres))
-    if step == 0 or np.abs((centres - centres[0]) / step - index).max() > _REGULAR:
-        return None
-    return None if np.array_equal(centres, index) else (float(centres[0]) - step / 2, step)
+    centres = dataset[axis].values.astype(np.float64)
+    return None if regular(centres) is None or plain_index(centres) else centres

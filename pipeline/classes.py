@@ -41,7 +41,7 @@ def table_of(rows: Iterable[tuple[int, str, str | None]]) -> ClassTable:
     spare = default_colors(len(kept))
     return ClassTable(
         tuple(code for code, _, _ in kept),
-        tuple(name for _, name, _ in kept),
+        tuple(name.strip() or f"class {code}" for code, name, _ in kept),
         tuple(color or spare[i] for i, (_, _, color) in enumerate(kept)),
     )
 

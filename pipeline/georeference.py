@@ -62,12 +62,15 @@ def read_transform(group: zarr.Group, height: int, width: int, where: str) -> Tr
     """
     stated = _stated_transform(group, where)
     y, x = read_coordinate(group, "y", height, where), read_coordinate(group, "x", width, where)
-    rows, columns = _regular(y), _regular(x)
-    if rows is None or columns is None or _rotated(stated):
+    return stated if y is None or x is None else settled_transform(stated, y, x)
+
+
+def settled_transform(stated: Transform | None, y: Floats, x: Floats) -> Transform | None:
+    """Return ``stated``, unless y (height,) and x (width,) are regular and contradict it."""
+    rows, columns = regular(y), regular(x)
+    if rows is None or columns is None or _rotated(stated) or (plain_index(y) and plain_index(x)):
         return stated
-    assert y is not None
-    assert x is not None
-    if (plain_index(y) and plain_index(x)) or (stated is not None and _agree(stated, y, x)):
+    if stated is not None and _agree(stated, y, x):
         return stated
     return columns[1], 0.0, columns[0], 0.0, rows[1], rows[0]
 
@@ -168,9 +171,9 @@ def _rotated(transform: Transform | None) -> bool:
     return transform is not None and (transform[1] != 0 or transform[3] != 0)
 
 
-def _regular(values: Floats | None) -> tuple[float, float] | None:
+def regular(values: Floats) -> tuple[float, float] | None:
     """Return (outer edge of the first pixel, spacing) of regular coordinates, else None."""
-    if values is None or len(values) < 2:
+    if len(values) < 2:
         return None
     step = float(values[-1] - values[0]) / (len(values) - 1)
     even = values[0] + step * np.arange(len(values))

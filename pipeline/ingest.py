@@ -100,7 +100,7 @@ def _with_options(cube: Cube, source: Path, options: Options) -> Cube:
     return replace(
         cube,
         crs_wkt=ingest_options.one_crs(options.crs, cube.crs_wkt, str(source)),
-        transform=ingest_options.one_transform(placed, cube.transform, str(source)),
+        transform=ingest_options.one_transform(placed, cube.transform, cube.data.shape[1:], str(source)),
         wavelength_nm=wavelength_nm,
         scale_factor=options.scale_factor if options.scale_factor is not None else cube.scale_factor,
         fill=ingest_options.stored_fill(options.fill, cube.fill, cube.data.dtype),

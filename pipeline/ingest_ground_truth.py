@@ -1,5 +1,6 @@
 """Labels of any source, as codes on the grid of an image, with their classes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ def scene_labels(path: Path, cube: Cube, options: Options) -> tuple[Any, ClassTa
     if format_of(path) == "vector":
         return _from_shapes(path, cube, options, listed)
     found = read_labels(path, options)
+    if cube.flipped and found.transform is None:
+        click.echo(f"{path.name}: has no place of its own, and was turned round as the image")
+        found = replace(found, data=found.data[::-1])
     if options.warp_labels:
         found = ingest_warp.labels_on_grid(found, cube, str(path))
     k = ingest_labels.refinement(found.data.shape, cube.data.shape[1:], str(path))
@@ -119,7 +123,7 @@ def _check_place(labels: LabelMap, cube: Cube, k: int, path: Path) -> None:
             )
     if labels.transform and cube.transform:
         grid = coarser(labels.transform, k)
-        if not ingest_options.same_transform(cube.transform, grid):
+        if not ingest_options.same_transform(cube.transform, grid, cube.data.shape[1:]):
             raise UserError(
                 f"{path}: geographic conflict: expected labels that, {k} to a side of a pixel, "
                 f"give the transform {cube.transform} of the image, found {grid}; {advice}"

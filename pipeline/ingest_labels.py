@@ -119,6 +119,10 @@ def recode(labels: Any, classes: ClassFile, drop_unlisted: bool, where: str) -> 
     Raises:
         UserError: The labels hold codes that the class file does not list.
     """
+    if classes.code_of_source.get(0):
+        raise UserError(
+            f"{where}: 0 is unlabelled in a raster, and the class file takes it for a class; renumber"
+        )
     found = _found(labels)
     unlisted = sorted(found - set(classes.code_of_source))
     if unlisted and not drop_unlisted:

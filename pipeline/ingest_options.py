@@ -176,11 +176,13 @@ def one_crs(option: str | None, found: str | None, where: str) -> str | None:
     return wanted.to_wkt()
 
 
-def one_transform(option: Transform | None, found: Transform | None, where: str) -> Any:
+def one_transform(
+    option: Transform | None, found: Transform | None, size: tuple[int, int], where: str
+) -> Transform | None:
     """Return the transform of the scene from the options and the source; UserError on conflict."""
     if option is None or found is None:
         return option if option is not None else found
-    if not same_transform(option, found):
+    if not same_transform(option, found, size):
         raise UserError(
             f"{where}: geographic conflict: the options say transform {option}, the source "
             f"{found}; drop the options"
@@ -196,11 +198,16 @@ def same_crs(one: pyproj.CRS, other: pyproj.CRS) -> bool:
     return codes[0] is not None and codes[0] == codes[1]
 
 
-def same_transform(one: Transform, other: Transform) -> bool:
-    """Whether two transforms agree: sizes to 0.1 %, corners to half a pixel."""
-    size = abs(one[0] * one[4] - one[1] * one[3]) ** 0.5
-    scales = np.allclose(np.take(one, (0, 1, 3, 4)), np.take(other, (0, 1, 3, 4)), 0, size / 1000)
-    return scales and max(abs(one[2] - other[2]), abs(one[5] - other[5])) <= size / 2
+def same_transform(one: Transform, other: Transform, size: tuple[int, int]) -> bool:
+    """Whether two transforms of (height, width) pixels agree: all corners to half a pixel."""
+    side = abs(one[0] * one[4] - one[1] * one[3]) ** 0.5
+    corners = [(row, column) for row in (0, size[0]) for column in (0, size[1])]
+    return all(
+        abs((one[i] - other[i]) * column + (one[i + 1] - other[i + 1]) * row + one[i + 2] - other[i + 2])
+        <= side / 2
+        for i in (0, 3)
+        for row, column in corners
+    )
 
 
 def registered_crs(wkt: str) -> str:

@@ -84,6 +84,7 @@ class Layer:
             dst_nodata=self.fill,
             resampling=Resampling[self.resampling],
             tolerance=0,
+            UNIFIED_SRC_NODATA="NO",  # or no data of one band is mixed into it where another has some
         )
         return block
 

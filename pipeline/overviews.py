@@ -74,8 +74,7 @@ def mean(values: Array) -> Array:
 def write_overviews(map_path: str | Path, scene: Scene) -> None:
     """Add the groups overview_2, overview_4, … to a finished map, each from the one before.
 
-    A small map gets none, but its GeoZarr attributes all the same. Overviews that are there already are
-    made anew. Reads and writes chunk by chunk.
+    Overviews that are there already are made anew. Reads and writes chunk by chunk.
     """
     group = zarr.open_group(str(map_path), mode="r+", use_consolidated=False)
     attributes = {k: v for k, v in group.attrs.items() if k != "multiscales"}

@@ -49,12 +49,13 @@ def make_plan(
     """
     scene_fingerprint = scene.fingerprint()
     folder.check_belongs(scene_fingerprint)
-    inputs = {"reduce": scene_fingerprint, "extract": scene.label_fingerprint() or "no labels"}
-    if config.split.inductive:
-        inputs["reduce"] += inputs["extract"]
     if model is not None:
         check_model(model, scene)
         inputs = {"reduce": scene_fingerprint + model_fingerprint(model)}
+    else:
+        inputs = {"reduce": scene_fingerprint, "extract": scene.label_fingerprint() or "no labels"}
+        if config.split.inductive:
+            inputs["reduce"] += inputs["extract"]
     prints = fingerprints(config, inputs)
     asked = STAGES if model is None else MODEL_STAGES
     start = STAGES.index(first) if first else len(STAGES)

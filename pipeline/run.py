@@ -30,7 +30,7 @@ from pipeline.lock import locked
 from pipeline.model import adopt_model, model_config
 from pipeline.plan import Plan, make_plan
 from pipeline.scene import Scene, open_scene
-from pipeline.storage import has_group, is_local, location, make_folder, remove
+from pipeline.storage import has_group, location, make_folder, remove
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +79,7 @@ def main(
         config_file = config_file or (str(_ROOT / "configs/demo.yaml") if demo else None)
         load_config(config_file, overrides)  # a mistake in it is told before anything is opened or made
     opened = None if demo else open_scene(str(scene))
-    if opened and is_local(folder.path) and folder.path.is_relative_to(opened.url):
+    if opened and f"{folder.path}/".startswith(f"{opened.url}/"):
         raise UserError(f"--out {folder.path}: lies in the scene, which is only read; choose another --out")
     with interruptible(), nullcontext() if dry_run else locked(folder.path):
         if demo and dry_run and not has_group(folder.path / "scene.zarr"):
@@ -94,7 +94,7 @@ def main(
 
 def _name(scene: str) -> str:
     """The scene's name, for the run folder."""
-    path = scene if "://" in scene else str(Path(scene).resolve())
+    path = scene if "://" in scene else os.path.abspath(scene)
     return path.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
 
 
@@ -143,7 +143,7 @@ def _demo_scene(folder: RunFolder) -> str:
 
     path = folder.path / "scene.zarr"
     if not has_group(path):
-        if folder.run.exists():
+        if folder.run.exists() and read_json(folder.run)["scene"]["url"] != str(path):
             raise UserError(f"--out {folder.path}: holds a run of another scene; choose another --out")
         for stray in (path, *folder.path.glob("scene.zarr.*.partial")):
             remove(stray)

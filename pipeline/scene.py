@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -91,20 +92,21 @@ class Scene:
     def labelled_pixels(self) -> tuple[Array, Array, Array]:
         """Return y_index, x_index and code (int64 each) of all labelled pixels, row by row.
 
-        Reads the labels chunk by chunk. Empty arrays when the scene has no labels.
+        Reads the labels one row of chunks at a time. Empty arrays when the scene has no labels.
         """
+        y, x, code = zip(*self._labelled_rows(), strict=True)
+        return np.concatenate(y), np.concatenate(x), np.concatenate(code)
+
+    def _labelled_rows(self) -> Iterator[tuple[Array, Array, Array]]:
+        """Yield ``labelled_pixels`` one row of chunks after another."""
         labels = _stored(self).labels
-        positions: list[Array] = [np.empty(0, np.int64)]
-        codes: list[Array] = [np.empty(0, np.int64)]
-        for region in scene_arrays.regions(labels) if labels is not None else ():
-            block = scene_arrays.codes(cast(ZarrArray, labels), region)
+        yield np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+        high = labels.chunks[0] if labels is not None else self.height
+        for first in range(0, self.height if labels is not None else 0, high):
+            rows = slice(first, min(first + high, self.height))
+            block = scene_arrays.codes(cast(ZarrArray, labels), (rows, slice(0, self.width)))
             y, x = np.nonzero(block)
-            positions.append((y + region[0].start) * self.width + x + region[1].start)
-            codes.append(block[y, x].astype(np.int64))
-        position = np.concatenate(positions)
-        order = np.argsort(position, kind="stable")
-        y_index, x_index = np.divmod(position[order], self.width)
-        return y_index, x_index, np.concatenate(codes)[order]
+            yield y + first, x, block[y, x].astype(np.int64)
 
     def label_counts(self) -> dict[int, int]:
         """Return code -> labelled pixels, by code, counted chunk by chunk; empty without labels."""
@@ -153,8 +155,9 @@ class Scene:
         if labels is None:
             return None
         digest = hashlib.sha256(repr((labels.shape, self.classes)).encode())
-        for array in self.labelled_pixels():
-            digest.update(array.astype("<i8").tobytes())
+        for which in range(3):  # y, x, code; read anew, for all of them may be more than memory holds
+            for part in self._labelled_rows():
+                digest.update(part[which].astype("<i8").tobytes())
         return digest.hexdigest()
 
     def _check_window(self, y0: int, y1: int, x0: int, x1: int) -> None:
@@ -259,8 +262,9 @@ class _Stored:
 
 
 def _scale_and_offset(reflectance: ZarrArray, url: str) -> tuple[float, float]:
-    packing = scene_arrays.packing
-    return packing(reflectance, "scale_factor", 1.0, url), packing(reflectance, "add_offset", 0.0, url)
+    attributes, where = dict(reflectance.attrs), f"scene {url}"
+    scale = scene_arrays.packing(attributes, "scale_factor", 1.0, where)
+    return scale, scene_arrays.packing(attributes, "add_offset", 0.0, where)
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,7 @@ import itertools
 import math
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,15 @@ def check_members(group: zarr.Group, url: str) -> None:
             ) from error
 
 
-def packing(reflectance: ZarrArray, name: str, otherwise: float, url: str) -> float:
+def packing(attributes: Mapping[str, Any], name: str, otherwise: float, where: str) -> float:
     """Return a CF attribute of reflectance that is one number; UserError when it is none."""
-    value = reflectance.attrs.get(name, otherwise)
+    value = attributes.get(name, otherwise)
     try:
         number = float(np.asarray(value, np.float64).item())
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"scene {url}: {name} of reflectance must be one finite number, found {value!r}")
+        raise UserError(f"{where}: {name} of reflectance must be one finite number, found {value!r}")
     return number
 
 
@@ -193,11 +193,22 @@ def fill_values(array: ZarrArray) -> tuple[float, ...]:
 
     Those are _FillValue and missing_value; in Zarr v2, _FillValue is the array's fill_value.
     """
-    stated = [array.attrs[k] for k in ("_FillValue", "missing_value") if k in array.attrs]
-    fills = [_number(one) for value in stated for one in (value if isinstance(value, list) else [value])]
+    fills = stated_fills(array.attrs)
     if array.metadata.zarr_format == 2 and array.fill_value is not None:
-        fills.append(_number(np.asarray(array.fill_value).item()))
-    return tuple(fill for fill in fills if fill is not None)
+        own = _number(np.asarray(array.fill_value).item())
+        fills += [own] if own is not None else []
+    return tuple(fills)
+
+
+def stated_fills(attributes: Mapping[str, Any]) -> list[float]:
+    """Return the values that attributes call "no data", each once."""
+    fills: list[float] = []
+    for key in ("_FillValue", "missing_value"):
+        value = attributes.get(key, [])
+        for one in [value] if isinstance(value, str) else np.ravel(value).tolist():
+            if (fill := _number(one)) is not None and fill not in fills:
+                fills.append(fill)
+    return fills
 
 
 def encode_fill(value: float, dtype: np.dtype[Any]) -> int | str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyproj
 import pystac
+from pyproj.exceptions import ProjError
 from pystac.extensions.classification import Classification, ClassificationExtension
 from pystac.extensions.projection import ProjectionExtension
 
@@ -96,7 +97,10 @@ def _footprint(scene: Scene) -> tuple[dict[str, Any] | None, list[float] | None]
     along = np.arange(8) / 8
     column = np.concatenate([along, np.ones(8), 1 - along, np.zeros(8), [0.0]]) * scene.width
     row = np.concatenate([np.zeros(8), along, np.ones(8), 1 - along, [0.0]]) * scene.height
-    to_degrees = pyproj.Transformer.from_crs(scene.crs_wkt, "OGC:CRS84", always_xy=True)
+    try:
+        to_degrees = pyproj.Transformer.from_crs(scene.crs_wkt, "OGC:CRS84", always_xy=True)
+    except ProjError:  # a grid of its own, or another planet's
+        return None, None
     outline = np.stack(to_degrees.transform(a * column + b * row + c, d * column + e * row + f), axis=1)
     if not np.isfinite(outline).all():
         return None, None

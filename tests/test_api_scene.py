@@ -9,11 +9,13 @@ import pytest
 import rasterio
 import rioxarray
 import xarray as xr
+import zarr
 from affine import Affine
 
 from pipeline.api_scene import put_scene
 from pipeline.classes import table_of
 from pipeline.errors import UserError
+from pipeline.georeference import consolidate
 from pipeline.scene import open_scene, write_scene
 from tests.api_data import GRID, HEIGHT, TRANSFORM, WIDTH, codes, cube, dataset
 
@@ -138,8 +140,8 @@ SHIFTED = {"y": GRID["y"], "x": ("x", GRID["x"][1] + 1)}
         (dataset(), xr.DataArray(codes(), dims=("y", "x"), coords=SHIFTED), ["labels", "reproject_match"]),
         (dataset(), codes()[:5], ["labels", "grid"]),
         (dataset(), codes()[0], ["labels", "dimensions y, x"]),
-        (dataset(), codes().astype(float), ["labels", "integers", "float64"]),
-        (dataset(), -codes().astype(int), ["class codes", "-2 to 0"]),
+        (dataset(), codes() + 0.5, ["labels", "whole numbers from 0", "0.5"]),
+        (dataset(), -codes().astype(int), ["labels", "whole numbers from 0", "found -"]),
     ],
 )
 def test_what_is_no_scene_is_refused(source: Any, labels: Any, words: list[str], tmp_path: Path) -> None:
@@ -148,6 +150,43 @@ def test_what_is_no_scene_is_refused(source: Any, labels: Any, words: list[str],
     for word in words:
         assert word in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_no_data_of_a_label_raster_is_no_class(tmp_path: Path, decoded: bool) -> None:
+    profile = {"count": 1, "dtype": "uint8", "height": HEIGHT, "width": WIDTH, "nodata": 255}
+    with rasterio.open(
+        tmp_path / "l.tif", "w", driver="GTiff", crs="EPSG:26915", transform=Affine(*TRANSFORM), **profile
+    ) as file:
+        file.write(np.where(codes() == 0, 255, codes()).astype(np.uint8), 1)
+    labels = rioxarray.open_rasterio(tmp_path / "l.tif", masked=decoded)
+    scene = put(dataset(), labels, tmp_path / "scene.zarr")
+    assert scene.classes is not None
+    assert scene.classes.codes == (1, 2)
+    np.testing.assert_array_equal(scene.read_labels(0, HEIGHT, 0, WIDTH), codes())
+
+
+def test_several_values_of_no_data_become_one(tmp_path: Path) -> None:
+    counts = np.round(cube() * 1e4).astype(np.int16)
+    counts[:, 0, 0], counts[:, 1, 1] = -9999, -1
+    write_scene(tmp_path / "own.zarr", counts, labels=codes())
+    group: Any = zarr.open_group(tmp_path / "own.zarr", mode="r+", use_consolidated=False)
+    group["reflectance"].attrs.update(missing_value=[-9999, -1], scale_factor=[1e-4])
+    consolidate(group)
+    scene = put(str(tmp_path / "own.zarr"), codes(), tmp_path / "run" / "scene.zarr")
+    own = open_scene(str(tmp_path / "own.zarr")).read(0, HEIGHT, 0, WIDTH)
+    assert np.isnan(own[:, [0, 1], [0, 1]]).all()
+    np.testing.assert_array_equal(scene.read(0, HEIGHT, 0, WIDTH), own)
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_coordinates_that_were_rounded_keep_their_place(tmp_path: Path, stated: bool) -> None:
+    grid = (3.7, 0.0, 272000.0, 0.0, -3.7, 3290000.0)
+    given = dataset().rio.write_transform(Affine(*grid)) if stated else dataset()
+    axes = {"y": 3290000 - 3.7 * (np.arange(HEIGHT) + 0.5), "x": 272000 + 3.7 * (np.arange(WIDTH) + 0.5)}
+    given = given.assign_coords({name: values.astype(np.float32) for name, values in axes.items()})
+    found = put(given, None, tmp_path / "scene.zarr").transform
+    assert found == (grid if stated else pytest.approx(grid, abs=0.2))
 
 
 def test_class_names_survive(tmp_path: Path) -> None:

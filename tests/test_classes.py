@@ -1,6 +1,6 @@
 """Class tables and their CF form."""
 
-from pipeline.classes import ClassTable, default_colors, from_attributes, to_attributes
+from pipeline.classes import ClassTable, default_colors, from_attributes, table_of, to_attributes
 
 CLASSES = ClassTable((3, 300), ("Dry grass", "Road"), ("#00ff00", "#808080"))
 
@@ -15,3 +15,9 @@ def test_class_table_in_cf_form() -> None:
     named = from_attributes({**attributes, "flag_values": [300, 0]}, "labels")
     assert named == ClassTable((300,), ("Dry_grass",), ("#00ff00",))
     assert len(set(default_colors(20))) == 20
+
+
+def test_a_class_without_a_name_gets_one() -> None:
+    table = table_of([(1, "trees", None), (2, " ", None), (3, "water", None)])
+    assert table.names == ("trees", "class 2", "water")
+    assert from_attributes(to_attributes(table), "labels") == table

@@ -168,3 +168,15 @@ def test_wavelengths_in_the_xml_of_enmap(tmp_path: Path, capsys: pytest.CaptureF
     beside.write_text("<level_X>")
     assert run(source, tmp_path / "t") == 2
     assert "METADATA.XML: cannot read the wavelengths" in capsys.readouterr().err
+
+
+def test_an_arbitrary_crs_of_envi_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_source(tmp_path, "bil")
+    (header,) = tmp_path.glob("*.hdr")
+    kept = [
+        line for line in header.read_text().splitlines() if not line.startswith(("map info", "coordinate"))
+    ]
+    header.write_text("\n".join([*kept, "map info = {Arbitrary, 1, 1, 0, 0, 1, 1, 0, North}"]) + "\n")
+    assert run(source, tmp_path / "s") == 0
+    assert "its CRS is of no place on Earth" in capsys.readouterr().out
+    assert open_scene(str(tmp_path / "s")).crs_wkt is None

@@ -7,6 +7,8 @@ import pytest
 import scipy.io
 from affine import Affine
 
+from pipeline.georeference import Transform
+from pipeline.ingest_options import same_transform
 from tests.ingest_files import cube, label_map, label_tif, run, write_source
 
 # rioxarray 0.19 multiplies affine transforms in a way that affine 3 announces to drop.
@@ -34,6 +36,7 @@ def bad_files(path: Path) -> None:
     (path / "twice.yaml").write_text("[{code: 1, name: a}, {code: 1, name: b}]")
     (path / "typo.yaml").write_text("[{code: 1, nam: a}]")
     (path / "zero.yaml").write_text("[{code: 0, name: a}]")
+    (path / "nought.yaml").write_text("[{code: 1, name: a, source: 0}, {code: 2, name: b, source: 1}]")
     (path / "words.yaml").write_text("[{code: one, name: a}]")
     (path / "there").mkdir()
 
@@ -85,9 +88,25 @@ REFUSED = [
     ("c.tif s --labels l.npy --classes twice.yaml", "code [1] stands twice"),
     ("c.tif s --labels l.npy --classes typo.yaml", "found at 0.name: Field required"),
     ("c.tif s --labels l.npy --classes zero.yaml", "found at 0.code: Input should be greater"),
+    ("c.tif s --labels l.npy --classes nought.yaml", "0 is unlabelled in a raster"),
     ("c.tif s --labels l.npy --classes words.yaml", "found at 0.code: Input should be a valid"),
     ("c.tif s --unknown", "No such option '--unknown'"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "size", "same"),
+    [
+        ((1.0009, 0, 0, 0, -1, 0), (10, 500), True),
+        ((1.0009, 0, 0, 0, -1, 0), (10, 600), False),
+        ((1, 0, 0, 0, -1.0009, 0), (600, 10), False),
+        ((1, 0, 0.5, 0, -1, -0.5), (600, 600), True),
+        ((1, 0, 0.51, 0, -1, 0), (10, 10), False),
+        ((1, 0.001, 0, 0, -1, 0), (501, 10), False),
+    ],
+)
+def test_grids_agree_to_half_a_pixel_everywhere(other: Transform, size: tuple[int, int], same: bool) -> None:
+    assert same_transform((1, 0, 0, 0, -1, 0), other, size) is same
 
 
 @pytest.mark.parametrize(("arguments", "said"), REFUSED, ids=[words for words, _ in REFUSED])

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import rasterio
@@ -12,6 +13,7 @@ from pyproj import CRS
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 from rasterio.windows import Window
 
+from pipeline.ingest_warp import Grid, Layer
 from pipeline.scene import open_scene
 from tests.ingest_files import run
 
@@ -241,3 +243,19 @@ def test_read_window_matches_rasterio(tmp_path: Path) -> None:
         window = Window(7, 5, 13, 4)
         np.testing.assert_array_equal(one.read(window=window), other.read())
         assert one.window_transform(window) == other.transform
+
+
+@pytest.mark.parametrize(("dtype", "fill"), [("int16", -9999), ("uint16", FILL), ("uint8", 0)])
+@pytest.mark.parametrize("resampling", ["nearest", "bilinear"])
+def test_no_data_of_one_band_is_mixed_into_none(dtype: str, fill: int, resampling: str) -> None:
+    data = np.full((4, 30, 40), 100, dtype)
+    data[1], data[2, :, 20], data[3, 10:20] = fill, fill, fill
+    own = Grid(CRS.from_epsg(26915).to_wkt(), tuple(GRID)[:6], 30, 40)  # type: ignore[arg-type]
+    moved = tuple(GRID * Affine.translation(0.4, 0.3))[:6]
+    target = Grid(own.crs_wkt, moved, 30, 40)  # type: ignore[arg-type]
+    block = Layer(da.from_array(data), own, target, fill, resampling).read(0, 30, 0, 40)
+    assert block is not None
+    assert set(np.unique(block)) == {100, fill}
+    assert (block[1] == fill).all()
+    assert (block[0, :29, :39] == 100).all()
+    assert (block[3, 12:18] == fill).all()

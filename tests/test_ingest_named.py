@@ -197,3 +197,32 @@ def test_our_own_scene_is_a_source(tmp_path: Path) -> None:
     scene = open_scene(str(tmp_path / "s"))
     assert scene.classes.names == ("roof", "water")
     np.testing.assert_array_equal(scene.read_labels(0, ROWS, 0, COLUMNS), codes)
+
+
+@pytest.mark.parametrize("wanted", ["fine", "coarse"])
+def test_of_several_groups_the_variable_s_own_place_counts(tmp_path: Path, wanted: str) -> None:
+    root = zarr.create_group(tmp_path / "c.zarr", zarr_format=3)
+    sizes = {"coarse": (4, 5, 20.0), "fine": (8, 10, 10.0)}
+    for name, (height, width, side) in sizes.items():
+        group = root.create_group(name)
+        cube = np.random.default_rng(0).random((3, height, width), np.float32)
+        group.create_array("img", data=cube, dimension_names=("band", "y", "x"))
+        centres = {"y": 9000 - side * (np.arange(height) + 0.5), "x": 500 + side * (np.arange(width) + 0.5)}
+        for axis, values in centres.items():
+            group.create_array(axis, data=values, dimension_names=(axis,))
+    height, width, side = sizes[wanted]
+    assert run(tmp_path / "c.zarr", tmp_path / "s", "--variable", f"{wanted}/img", "--crs", "EPSG:26915") == 0
+    scene = open_scene(str(tmp_path / "s"))
+    assert (scene.height, scene.width) == (height, width)
+    assert scene.transform == (side, 0, 500, 0, -side, 9000)
+
+
+def test_a_coordinate_of_another_length_is_not_the_image_s(tmp_path: Path) -> None:
+    root = zarr.create_group(tmp_path / "c.zarr", zarr_format=3)
+    cube = np.random.default_rng(0).random((3, 8, 10), np.float32)
+    root.create_array("img", data=cube, dimension_names=("band", "y", "x"))
+    for axis in "yx":
+        root.create_group("coarse", overwrite=False) if "coarse" not in root else None
+        root["coarse"].create_array(axis, data=20.0 * np.arange(1, 5), dimension_names=(axis,))  # type: ignore[union-attr]
+    assert run(tmp_path / "c.zarr", tmp_path / "s") == 0
+    assert open_scene(str(tmp_path / "s")).transform is None

@@ -37,6 +37,8 @@ def test_the_name_of_a_run_is_the_scenes(scene: Path, monkeypatch: pytest.Monkey
     assert {given: run._name(given) for given in named} == named
     monkeypatch.chdir(scene)
     assert run._name(".") == "s"
+    (scene.parent / "b.zarr").symlink_to(scene)
+    assert run._name("../b.zarr") == "b"
 
 
 def test_the_demo_leaves_a_run_of_another_scene_alone(
@@ -47,6 +49,14 @@ def test_the_demo_leaves_a_run_of_another_scene_alone(
     write_json(folder.run, {"scene": {"url": str(scene)}})
     refused(capsys, ["--demo", "--out", str(folder.path)], "holds a run of another scene")
     assert [path.name for path in folder.path.iterdir()] == ["run.json"]
+
+
+def test_the_demo_makes_its_scene_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, made = RunFolder(tmp_path / "run"), list[Path]()
+    folder.path.mkdir()
+    write_json(folder.run, {"scene": {"url": str(folder.path / "scene.zarr")}})
+    monkeypatch.setattr("pipeline.demo.make_demo_scene", made.append)
+    assert made == [Path(run._demo_scene(folder))]
 
 
 def test_a_scene_that_a_job_did_not_take_along_is_told_so(

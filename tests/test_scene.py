@@ -1,5 +1,6 @@
 """Scenes: what opens, what is refused, what is read, and the grid that outputs inherit."""
 
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -264,6 +265,18 @@ def test_without_labels(tmp_path: Path) -> None:
     assert scene.label_counts() == {}
     with pytest.raises(ValueError, match="has no labels"):
         scene.read_labels(0, 1, 0, 1)
+
+
+def test_labelled_pixels_are_those_of_all_rows(path: Path) -> None:
+    scene = open_scene(str(path))
+    labels = scene.read_labels(0, 21, 0, 34)
+    y, x = np.nonzero(labels)
+    for found, expected in zip(scene.labelled_pixels(), (y, x, labels[y, x]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == np.int64
+    digest = hashlib.sha256(repr(((21, 34), scene.classes)).encode())
+    digest.update(np.concatenate([y, x, labels[y, x]]).astype("<i8").tobytes())
+    assert scene.label_fingerprint() == digest.hexdigest(), "that of runs that were begun with it"
 
 
 def test_codes_without_names_come_from_the_data(tmp_path: Path) -> None:

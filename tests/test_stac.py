@@ -149,3 +149,14 @@ def test_a_moment_or_nonsense_as_time(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     nonsense = item_of(tmp_path / "other", attributes={"time_coverage_start": "summer"})["properties"]
     assert "datetime is when" in nonsense["description"]
+
+
+def test_a_grid_of_no_place_on_earth_has_no_outline(tmp_path: Path) -> None:
+    datum = 'DATUM["Mars",SPHEROID["Mars",3396190,169.9]]'
+    mars = f'GEOGCS["Mars",{datum},PRIMEM["Reference",0],UNIT["degree",0.0174532925]]'
+    for number, crs in enumerate(('LOCAL_CS["Arbitrary",UNIT["metre",1]]', mars)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        folder, scene = make_run(place, {"crs": crs, "transform": (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)})
+        item = json.loads(write_item(folder, scene, TABLE).read_text())
+        assert item["geometry"] is None

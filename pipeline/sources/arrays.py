@@ -1,5 +1,6 @@
 """The arrays of a file that names them, with their dimensions and attributes, and where they lie."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +41,24 @@ class Arrays:
     arrays: tuple[Stored, ...]
     attributes: dict[str, Any]
 
-    def named(self, *names: str) -> Stored | None:
-        """Return the first array of one of these names, in any group."""
+    def named(self, *names: str, near: Stored | None = None) -> Stored | None:
+        """Return the array of the first of these names that is there.
+
+        Of several that of the group of ``near``, else of the nearest group around it, else the first.
+        """
         for name in names:
-            for array in self.arrays:
-                if array.short.lower() == name.lower():
-                    return array
+            there = [array for array in self.arrays if array.short.lower() == name.lower()]
+            if there:
+                return min(there, key=lambda array: _groups_apart(array, near))
         return None
+
+
+def _groups_apart(array: Stored, near: Stored | None) -> float:
+    """Return how many groups lie between an array and a later one inside of its group, else infinity."""
+    if near is None:
+        return 0
+    own, inner = (one.name.strip("/").split("/")[:-1] for one in (array, near))
+    return len(inner) - len(own) if inner[: len(own)] == own else math.inf
 
 
 def crs_of(found: Arrays, image: Stored) -> str | None:
@@ -68,7 +80,7 @@ def crs_of(found: Arrays, image: Stored) -> str | None:
 def _mapping(found: Arrays, image: Stored) -> dict[str, Any]:
     """Return the attributes of the grid mapping, else those of GeoZarr on the file's root."""
     named = str(image.attributes.get("grid_mapping", "")).split(":")[0].strip()
-    mapping = found.named(*(name for name in (named, "spatial_ref", "crs") if name))
+    mapping = found.named(*(name for name in (named, "spatial_ref", "crs") if name), near=image)
     if mapping is not None:
         return plain_attributes(mapping.attributes)
     return {
@@ -86,8 +98,10 @@ def transform_of(found: Arrays, image: Stored, axes: str) -> tuple[Transform | N
     stated = _stated(found, image)
     ends = []
     for letter in "yx":
-        axis = found.named(image.dims[axes.index(letter)]) if image.dims else None
-        if axis is None or axis.array.ndim != 1 or axis.array.dtype.kind not in "iuf":
+        axis = found.named(image.dims[axes.index(letter)], near=image) if image.dims else None
+        if axis is None or axis.array.dtype.kind not in "iuf":
+            return stated, False
+        if axis.array.shape != (image.array.shape[axes.index(letter)],):
             return stated, False
         values = np.asarray(axis.array[:], np.float64)
         regular = _regular(values) if len(values) > 1 else None
@@ -97,8 +111,13 @@ def transform_of(found: Arrays, image: Stored, axes: str) -> tuple[Transform | N
     (y, y_step), (x, x_step) = ends
     top = y + y_step * image.array.shape[axes.index("y")] if y_step > 0 else y
     given = (x_step, 0.0, x, 0.0, -abs(y_step), top)
-    agrees = stated is not None and same_transform(stated, given)
+    agrees = stated is not None and same_transform(stated, given, _size(image, axes))
     return (stated if agrees else given), y_step > 0
+
+
+def _size(image: Stored, axes: str) -> tuple[int, int]:
+    height, width = (image.array.shape[axes.index(letter)] for letter in "yx")
+    return height, width
 
 
 def _stated(found: Arrays, image: Stored) -> Transform | None:

@@ -33,6 +33,8 @@ class Cube:
     transform: Transform | None = None
     bad_bands: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    flipped: bool = False
+    """Whether its rows are in the other order than in the file."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def read_cube(found: Arrays, variable: str | None, axes: str | None, chunk: int)
     where = f"{found.path}: {image.name}"
     data = to_cube(image.array, order, chunk, where)
     wavelength = wavelength_array(found, image, order)
-    good = found.named(*_GOOD)
+    good = found.named(*_GOOD, near=image)
     transform, flipped = transform_of(found, image, order)
     return Cube(
         data=data[:, ::-1] if flipped else data,
@@ -68,6 +68,7 @@ def read_cube(found: Arrays, variable: str | None, axes: str | None, chunk: int)
         transform=transform,
         bad_bands=bad_bands(good.array[:]) if good is not None and good.array.shape == data.shape[:1] else (),
         notes=("its rows run northwards and were turned round",) if flipped else (),
+        flipped=flipped,
     )
 
 
@@ -156,7 +157,7 @@ def _known_axes(found: Arrays, stored: Stored) -> str:
     letters = []
     for i, size in enumerate(stored.array.shape):
         name = stored.dims[i].lower() if stored.dims else ""
-        axis = found.named(stored.dims[i]) if stored.dims else None
+        axis = found.named(stored.dims[i], near=stored) if stored.dims else None
         standard = str(axis.attributes.get("standard_name", "")) if axis is not None else ""
         wave = _wavelengths(found, size)
         if name in _ROWS or standard in ("projection_y_coordinate", "latitude"):

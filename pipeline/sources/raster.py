@@ -15,6 +15,7 @@ from pipeline.georeference import Transform
 from pipeline.sources import raster_bands
 from pipeline.sources.layout import Cube, LabelMap, to_cube, to_labels
 
+_ARBITRARY = ("LOCAL_CS", "ENGCRS", "ENGINEERINGCRS")
 _DATA_SUFFIXES = ("", ".img", ".dat", ".raw", ".bin", ".bsq", ".bil", ".bip")
 
 
@@ -86,10 +87,12 @@ def read_cube(path: Path, chunk: int) -> Cube:
             scale_factor=scale,
             add_offset=offset,
             wavelength_nm=raster_bands.wavelengths(source, path),
-            crs_wkt=source.crs.to_wkt() if source.crs else None,
+            crs_wkt=_crs_wkt(source),
             transform=_transform(source),
             bad_bands=raster_bands.listed_bad(source),
-            notes=notes,
+            notes=notes
+            if _crs_wkt(source) or not source.crs
+            else (*notes, "its CRS is of no place on Earth"),
         )
 
 
@@ -110,7 +113,7 @@ def read_labels(path: Path) -> LabelMap:
             data,
             fill=source.nodata,
             classes=_classes(source),
-            crs_wkt=source.crs.to_wkt() if source.crs else None,
+            crs_wkt=_crs_wkt(source),
             transform=_transform(source),
         )
 
@@ -130,6 +133,12 @@ def _opened(path: Path) -> Any:
         return rasterio.open(path)
     except RasterioError as error:
         raise UserError(f"{path}: cannot read it as a raster: {error}") from error
+
+
+def _crs_wkt(source: Any) -> str | None:
+    """Return the CRS, or None where there is none or an arbitrary one, as ENVI has for plain images."""
+    wkt = source.crs.to_wkt() if source.crs else ""
+    return None if wkt.startswith(_ARBITRARY) else wkt or None
 
 
 def _transform(source: Any) -> Transform | None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pyogrio
 import pyproj
 from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj.exceptions import ProjError
 from shapely.errors import ShapelyError
 
 from pipeline.errors import UserError
@@ -144,7 +145,13 @@ def read_features(
     """
     own = _layer_crs(path, layer, crs)
     target = pyproj.CRS.from_wkt(target_wkt)
-    box = pyproj.Transformer.from_crs(target, own, always_xy=True).transform_bounds(*bounds, densify_pts=21)
+    try:
+        to_own = pyproj.Transformer.from_crs(target, own, always_xy=True)
+    except ProjError:
+        raise UserError(
+            f"{path}: its CRS, {own.name}, and that of the scene, {target.name}, have no way into each other"
+        ) from None
+    box = to_own.transform_bounds(*bounds, densify_pts=21)
     if not np.isfinite(box).all():
         raise UserError(f"{path}: the scene lies outside of where its CRS, {own.name}, is defined")
     # A margin, because straight edges of the scene are curves in another CRS.
