@@ -37,12 +37,13 @@ from benchmarks.learn import Kinds, Learner
 from benchmarks.published import PAPER, PUBLISHED, as_published
 from benchmarks.record import about
 from mtmsd import ssftt as network
-from mtmsd.split import TEST, TRAIN, UNUSED, block_of, overlap
+from mtmsd.split import TEST, TRAIN, UNUSED, block_of
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.defaults import settle
 from pipeline.errors import UserError, run_command
 from pipeline.fingerprints import fingerprints
+from pipeline.labels import overlap_of
 from pipeline.scene import Scene, open_scene
 
 METHODS = {
@@ -181,7 +182,7 @@ class Draw:
 
     def facts(self, config: Config) -> dict[str, Any]:
         """What a reader must know of the split."""
-        pixels, side = self.pixels, config.patches.side
+        pixels = self.pixels
         test = pixels.split == TEST
         where = np.sort(pixels.y[test] * (1 << 32) + pixels.x[test])
         protocol = config.model_dump(mode="json")["split"]
@@ -190,7 +191,7 @@ class Draw:
         return {
             "split": protocol, "codes": self.codes.tolist(),
             "n_train": int((pixels.split == TRAIN).sum()), "n_test": int(test.sum()),
-            "overlap": overlap(pixels.y, pixels.x, pixels.split, side // 2, side - side // 2 - 1),
+            "overlap": overlap_of(config, pixels.y, pixels.x, pixels.split),
             "test_pixels": hashlib.sha256(where.tobytes()).hexdigest(),
         }  # fmt: skip
 

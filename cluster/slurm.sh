@@ -38,7 +38,7 @@ head="$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address
 address="$head:$((20000 + SLURM_JOB_ID % 10000))"
 echo "head: ${nodes[0]} ($address), ${#nodes[@]} nodes; dashboard: http://127.0.0.1:8265 on ${nodes[0]}"
 
-srun --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" \
+srun --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     ray symmetric-run \
     --address "$address" \
     --min-nodes "${#nodes[@]}" \

@@ -261,14 +261,17 @@ def near_any(
     return result
 
 
-def overlap(y: IntArray, x: IntArray, split: IntArray, before: int, after: int) -> float:
-    """Share of test pixels whose patch (``before`` .. ``after`` pixels round them) holds a training pixel.
+def overlap(
+    y: IntArray, x: IntArray, split: IntArray, first_y: IntArray, first_x: IntArray, side: int
+) -> float:
+    """Share of test pixels whose patch, side x side from (first_y, first_x) on, holds a training pixel.
 
-    >>> x = np.arange(4)
-    >>> round(overlap(np.zeros(4, int), x, np.array([TRAIN, TEST, TEST, TEST]), before=2, after=2), 3)
+    >>> x, zero = np.arange(4), np.zeros(4, int)
+    >>> split = np.array([TRAIN, TEST, TEST, TEST])
+    >>> round(overlap(zero, x, split, zero, first_x=np.array([0, 0, 0, 2]), side=4), 3)
     0.667
     """
     test, train = split == TEST, split == TRAIN
     if not test.any():
         return 0.0
-    return float(near_any(y[test], x[test], y[train], x[train], before, after).mean())
+    return float(near_any(first_y[test], first_x[test], y[train], x[train], 0, side - 1).mean())

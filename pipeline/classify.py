@@ -16,10 +16,11 @@ from ray.actor import ActorHandle
 from mtmsd.calibration import Reliability, fit_temperature
 from mtmsd.conformal import Coverage, class_sets, set_threshold
 from mtmsd.metrics import Confusion
-from mtmsd.split import TEST, TRAIN, overlap
+from mtmsd.split import TEST, TRAIN
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.cluster import Shares, share_out
 from pipeline.config import Config
+from pipeline.labels import overlap_of
 from pipeline.member_training import FEATURES, keep_timesteps, mixing_of, steps_of, train_members
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP
@@ -190,7 +191,6 @@ def _metrics(
     share: dict[str, Any] = {"train_fraction": protocol.train_fraction}
     if protocol.train_per_class is not None:
         share = {"train_fraction": n_train / (n_train + n_test), "train_per_class": protocol.train_per_class}
-    size = config.patches.side
     members = load_members(config, folder, gpu=False)
     mixing = mixing_of(read_timesteps(config, folder), config.features.stages, members)
     return {
@@ -199,5 +199,5 @@ def _metrics(
         "oa": scores["oa"], "aa": scores["aa"], "kappa": scores["kappa"],
         "per_class": per_class, "confusion": scores["confusion"],
         "ece": reliability.error(), "reliability": reliability.rows(),
-        "overlap": overlap(y, x, split, size // 2, size - size // 2 - 1),
+        "overlap": overlap_of(config, y, x, split),
     } | ({"mixing": mixing} if mixing else {})  # fmt: skip

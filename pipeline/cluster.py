@@ -101,6 +101,11 @@ def check_answers(address: str) -> None:
     Raises:
         UserError: No cluster answers at the address.
     """
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS={address}: is where jobs are sent; use it with ray job submit, or unset "
+            "RAY_ADDRESS to start Ray on this machine"
+        )
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isdecimal()) or "://" in address:
         return  # such as auto; Ray finds it, or says what is wrong

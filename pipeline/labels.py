@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmsd.split import TEST, TRAIN, UNUSED, HiddenBlocks, make_split
+from mtmsd.split import TEST, TRAIN, UNUSED, HiddenBlocks, make_split, overlap
 from mtmsd.windows import PatchConfig
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -50,6 +50,19 @@ def labelled_split(
         print(f"not scored: no test pixel is left for class {unscored.tolist()}", file=sys.stderr)
     order = used[by_block(y[used], x[used], config.patches)]
     return y[order], x[order], label[order], split[order]
+
+
+def overlap_of(config: Config, y: NDArray[np.int64], x: NDArray[np.int64], split: NDArray[np.int64]) -> float:
+    """Share of test pixels whose patch holds a training pixel.
+
+    The patch is what answers for the pixel: the window of its block, in which it need not be in the middle,
+    or without diffusion features the classifier's own patch round it.
+    """
+    patches, side = config.patches, config.patch
+    if config.reads_features:
+        first_y, first_x = (patches.corner(patches.block(along)) for along in (y, x))
+        return overlap(y, x, split, first_y, first_x, patches.side)
+    return overlap(y, x, split, y - side // 2, x - side // 2, side)
 
 
 def hidden_blocks(config: Config, scene: Scene) -> HiddenBlocks | None:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
     lock, mine = folder / NAME, json.dumps(_holder())
     try:
         storage.make_folder(folder, parents=True)
-        while not storage.create(lock, mine):
+        while not storage.create(lock, mine) and _read(lock) != mine:  # a PUT that was sent twice
             _take_from_the_dead(lock)
     except Exception as error:
         if not is_trouble(error):
@@ -68,7 +69,7 @@ def _holder() -> dict[str, Any]:
     pid = os.getpid()
     return {
         "host": socket.gethostname(), "pid": pid, "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "machine": _machine(), "process_start": _process_start(pid),
+        "machine": _machine(), "process_start": _process_start(pid), "id": uuid.uuid4().hex,
     }  # fmt: skip
 
 

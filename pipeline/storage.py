@@ -28,6 +28,9 @@ _ROOT = ("zarr.json", ".zgroup")
 # Listings must be those of now: other processes write as well.
 fsspec.config.conf.setdefault("s3", {})["use_listings_cache"] = False
 
+_REFUSED = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+"""What stores say of a conditional PUT where the file is there, or another is just being written."""
+
 
 def location(text: str) -> Path:
     """The place that a user names: a local path, or a URL.
@@ -200,8 +203,10 @@ def create(path: Path, text: str) -> bool:
     if not is_local(path):
         try:
             _store(path).pipe_file(_key(path), text.encode(), mode="create")
-        except FileExistsError:
-            return False
+        except OSError as error:
+            if isinstance(error, FileExistsError) or _said(error) in _REFUSED:
+                return False
+            raise
         return True
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -210,6 +215,13 @@ def create(path: Path, text: str) -> bool:
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
     return True
+
+
+def _said(error: OSError) -> str | None:
+    """The code in a store's own answer, if that is what an error comes from."""
+    answer: dict[str, Any] = getattr(error.__cause__, "response", {})
+    code: str | None = answer.get("Error", {}).get("Code")
+    return code
 
 
 def touch(path: Path, text: str) -> None:

@@ -105,6 +105,11 @@ def test_a_cluster_that_answers_is_joined(host: str) -> None:
         check_answers(f"{host}:{server.getsockname()[1]}")
 
 
+def test_the_address_of_the_job_server_is_no_cluster() -> None:
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=http://127\.0\.0\.1:8265: .* ray job submit"):
+        check_answers("http://127.0.0.1:8265")
+
+
 def test_a_cluster_that_is_gone_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ import zarr
 from mtmsd.split import TEST, TRAIN
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.labels import hidden_blocks, labelled_split
+from pipeline.labels import hidden_blocks, labelled_split, overlap_of
 from pipeline.readers import Reduced
 from pipeline.scene import Scene, open_scene, write_scene
 from tests.conftest import TINY
@@ -92,3 +92,29 @@ def test_an_inductive_split_without_data_is_refused(tmp_path: Path) -> None:
     config = load_config(TINY, ["split.protocol=blocks", "split.block=5", "split.inductive=true"])
     with pytest.raises(UserError, match=r"training pixels of class \[2\], found none"):
         labelled_split(config, scene, reduced)
+
+
+@pytest.mark.parametrize("settings", [(), ("patches.window=96", "patches.stride=72", "patches.blend=8")])
+def test_overlap_is_of_the_windows_that_answer(settings: tuple[str, ...]) -> None:
+    """A pixel at the edge of its block sees farther to one side than half a window."""
+    config = load_config(None, settings)
+    rng = np.random.default_rng(0)
+    y, x = rng.integers(0, 300, (2, 400))
+    split = np.where((y + x) % 300 < 60, TRAIN, TEST)
+    patches, trained = config.patches, np.zeros((600, 600), bool)
+    trained[y[split == TRAIN] + 150, x[split == TRAIN] + 150] = True
+    seen = []
+    for row, column in zip(y[split == TEST], x[split == TEST], strict=True):
+        first = [int(patches.corner(patches.block(np.array(at)))) + 150 for at in (row, column)]
+        assert first[0] <= row + 150 < first[0] + patches.side
+        window = trained[first[0] : first[0] + patches.side, first[1] : first[1] + patches.side]
+        seen.append(window.any())
+    assert overlap_of(config, y, x, split) == pytest.approx(np.mean(seen))
+    assert 0 < np.mean(seen) < 1
+
+
+def test_overlap_without_features_is_of_the_classifiers_patch() -> None:
+    config = load_config(None, ["classifier.kind=ssftt", "features.spectra=[]", "features.profiles=[]"])
+    reach = config.patch // 2
+    y, x = np.zeros(3, int), np.array([0, reach, -reach - 1])
+    assert overlap_of(config, y, x, np.array([TRAIN, TEST, TEST])) == 0.5

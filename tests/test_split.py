@@ -262,16 +262,17 @@ def test_overlap_is_the_share_of_patches_with_a_training_pixel(seed: int, before
         for i in range(80)
         if split[i] == TEST
     ]
-    assert overlap(y, x, split, before, after) == pytest.approx(np.mean(test))
+    found = overlap(y, x, split, y - before, x - before, before + after + 1)
+    assert found == pytest.approx(np.mean(test))
 
 
 def test_overlap_by_hand() -> None:
     y, x = np.array([0, 0, 5, 9]), np.array([0, 2, 5, 9])
     split = np.array([TRAIN, TEST, TEST, UNUSED])
-    assert overlap(y, x, split, 2, 0) == 0.5  # (0, 2) sees two columns back
-    assert overlap(y, x, split, 1, 9) == 0.0
-    assert overlap(y, x, split, 5, 0) == 1.0
-    assert overlap(y, x, np.full(4, UNUSED), 5, 5) == 0.0
+    assert overlap(y, x, split, y - 2, x - 2, 3) == 0.5  # (0, 2) sees two columns back
+    assert overlap(y, x, split, y - 1, x - 1, 11) == 0.0
+    assert overlap(y, x, split, y - 5, x - 5, 6) == 1.0
+    assert overlap(y, x, np.full(4, UNUSED), y - 5, x - 5, 11) == 0.0
 
 
 @pytest.mark.parametrize(

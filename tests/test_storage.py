@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -278,3 +278,35 @@ def test_a_store_that_does_not_answer_is_asked_again(
         s3fs.S3FileSystem.clear_instance_cache()
     assert is_trouble(caught.value), "reads are tried again after it"
     assert "check AWS_ENDPOINT_URL" in store_says(caught.value)
+
+
+@pytest.mark.parametrize("code", ["PreconditionFailed", "412", "ConditionalRequestConflict", "AccessDenied"])
+def test_whatever_a_store_says_of_a_file_that_is_there(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MinIO answers without the condition that failed; s3fs then makes an OSError of it."""
+
+    class Answer(Exception):
+        response: ClassVar = {"Error": {"Code": code}}
+
+    class Store:
+        def pipe_file(self, *_: Any, **__: Any) -> None:
+            raise OSError(22, "At least one of the pre-conditions did not hold") from Answer()
+
+    monkeypatch.setattr(storage, "is_local", lambda _: False)
+    monkeypatch.setattr(storage, "_store", lambda _: Store())
+    monkeypatch.setattr(storage, "_key", str)
+    if code == "AccessDenied":
+        with pytest.raises(OSError, match="pre-conditions"):
+            storage.create(Path("lock"), "mine")
+    else:
+        assert storage.create(Path("lock"), "mine") is False
+
+
+def test_a_lock_that_was_sent_twice_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(path: Path, text: str) -> bool:
+        path.write_text(text)
+        return False
+
+    monkeypatch.setattr(storage, "create", twice)
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists()
+    assert not (tmp_path / "run").exists()
