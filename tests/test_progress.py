@@ -1,10 +1,12 @@
 """Progress: sums of what tasks report, and a bar whose rate and time left are right."""
 
+import ctypes
 import io
 import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -165,3 +167,33 @@ def test_a_lost_meter_ends_the_stage_without_noise(
     with pytest.raises(ray.exceptions.RayActorError):
         lose_the_meter()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def _resident() -> int:
+    (pages,) = re.findall(r"^VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(pages) * 1024
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library has no malloc_trim")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    progress.give_back_memory()
+    before = _resident()
+    small = [bytes(100_000) for _ in range(3000)]
+    last = small[-1]  # it lies above the others: nothing is given back by itself
+    del small
+    progress.give_back_memory()
+    assert _resident() - before < 50e6
+    assert len(last) == 100_000
+
+
+@pytest.mark.cluster
+def test_a_stage_gives_memory_back_while_it_runs(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(progress, "give_back_memory", lambda: given.append(time.monotonic()))
+    monkeypatch.setattr(progress, "_POLL_S", 0.05)
+    monkeypatch.setattr(progress, "_TRIM_EVERY", 2)
+    with progress.metered("map", 4, "tiles"):
+        until = time.monotonic() + 30
+        while not given and time.monotonic() < until:
+            time.sleep(0.05)
+    assert given
