@@ -7,6 +7,7 @@ they must be there first::
 """
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -36,12 +37,25 @@ def main(gpus: int, cpus: int, timeout: float, command: tuple[str, ...]) -> None
     request_resources(bundles=[{"GPU": 1}] * gpus + [{"CPU": 1}] * cpus)
     try:
         _wait({"GPU": gpus, "CPU": cpus}, timeout)
-        code = subprocess.run(command, check=False).returncode
+        code = _run(command)
     finally:
         request_resources(bundles=[])
         ray.shutdown()
     # A command that a signal ended has a negative code here, 128 + signal in a shell.
     sys.exit(code if code >= 0 else 128 - code)
+
+
+def _run(command: tuple[str, ...]) -> int:
+    """Run a command that ends by itself where this process is asked to end; Ray would have it killed."""
+    process = subprocess.Popen(command)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait(wanted: dict[str, int], timeout: float) -> None:

@@ -3,9 +3,12 @@
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +194,28 @@ def test_the_run_starts_when_the_nodes_are_there(monkeypatch: pytest.MonkeyPatch
     assert cluster.gpus == 3
     assert cluster.asked == [[{"GPU": 1}] * 3 + [{"CPU": 1}] * 2, []]
     assert "2 of 3 GPUs" in result.output
+
+
+def test_a_command_that_is_asked_to_end_tidies_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cluster, ready = Autoscaler(monkeypatch, most=1), tmp_path / "ready"
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        f"open({str(ready)!r}, 'w')\n"
+        "time.sleep(60)"
+    )
+
+    def ask() -> None:
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=ask, daemon=True).start()
+    result = CliRunner().invoke(wait_for.main, ["--cpus", "2", "--", sys.executable, "-c", code])
+    assert result.exit_code == 7
+    assert cluster.asked[-1] == []
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_nodes_that_never_come_end_the_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
