@@ -163,6 +163,19 @@ class _Scorer:
         }  # fmt: skip
 
 
+def split_facts(config: Config, n_train: int, n_test: int) -> dict[str, Any]:
+    """``split`` of ``metrics.json``; with so many of each class, the share that trains is what came of it."""
+    protocol = config.split
+    seed = config.seed if protocol.seed is None else protocol.seed
+    share: dict[str, Any] = {"train_fraction": protocol.train_fraction}
+    if protocol.train_per_class is not None:
+        share = {"train_fraction": n_train / (n_train + n_test), "train_per_class": protocol.train_per_class}
+    return {
+        "protocol": protocol.protocol, "seed": seed, "guard_px": protocol.guard_px,
+        "inductive": protocol.inductive, **share,
+    }  # fmt: skip
+
+
 def _metrics(
     config: Config,
     folder: RunFolder,
@@ -182,19 +195,11 @@ def _metrics(
         }
         for code, accuracy in zip(codes, scores["per_class"], strict=True)
     ]  # fmt: skip
-    protocol = config.split
-    seed = config.seed if protocol.seed is None else protocol.seed
-    shown = {"protocol": protocol.protocol, "seed": seed, "guard_px": protocol.guard_px,
-             "inductive": protocol.inductive}  # fmt: skip
     n_train, n_test = int((split == TRAIN).sum()), int((split == TEST).sum())
-    # With so many of each class the share is what came of it.
-    share: dict[str, Any] = {"train_fraction": protocol.train_fraction}
-    if protocol.train_per_class is not None:
-        share = {"train_fraction": n_train / (n_train + n_test), "train_per_class": protocol.train_per_class}
     members = load_members(config, folder, gpu=False)
     mixing = mixing_of(read_timesteps(config, folder), config.features.stages, members)
     return {
-        "split": shown | share,
+        "split": split_facts(config, n_train, n_test),
         "n_train": n_train, "n_test": n_test,
         "oa": scores["oa"], "aa": scores["aa"], "kappa": scores["kappa"],
         "per_class": per_class, "confusion": scores["confusion"],

@@ -35,7 +35,7 @@ def peak_rss() -> int:
 def give_back_memory() -> None:
     """Return what this process has freed to the system, where the C library can (glibc).
 
-    Without it Ray's small, short-lived records leave the driver larger with every tile.
+    It keeps much of what Ray's many small, short-lived records have taken (``docs/log.md``).
     """
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)

@@ -1,13 +1,17 @@
 """Ingest: what the user gets wrong is said in one line, and nothing is written."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import scipy.io
 from affine import Affine
 
+from pipeline.errors import UserError
 from pipeline.georeference import Transform
+from pipeline.ingest import scheduler
 from pipeline.ingest_options import same_transform
 from tests.ingest_files import cube, label_map, label_tif, run, write_source
 
@@ -126,3 +130,12 @@ def test_mistakes_are_told_in_one_line(
     assert stderr.count("\n") == 1
     assert said in stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_cluster_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", address := f"127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no cluster answers"):
+        scheduler()

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from shapely.geometry import LineString, Point, Polygon, box
 
+from pipeline.errors import UserError
 from pipeline.scene import open_scene
+from pipeline.sources import vector
 from tests.ingest_files import HEIGHT, WIDTH, label_shapes, run, write_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -179,3 +181,11 @@ def test_lines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     frame([(LineString([(X, Y), (X + 9, Y - 9)]), 1)]).to_file(tmp_path / "l.gpkg")
     assert run(write_source(tmp_path, "tif"), tmp_path / "s", "--labels", tmp_path / "l.gpkg") == 2
     assert "expected polygons or points, found LineString" in capsys.readouterr().err
+
+
+def test_a_crs_without_a_way_to_the_scenes_is_told(tmp_path: Path) -> None:
+    label_shapes().to_file(tmp_path / "l.gpkg")
+    plain = 'LOCAL_CS["Arbitrary",UNIT["metre",1]]'
+    layer = vector.choose_layer(tmp_path / "l.gpkg", None)
+    with pytest.raises(UserError, match=r"NAD83 / UTM zone 15N, .*Arbitrary.* no way into each other"):
+        vector.read_features(tmp_path / "l.gpkg", layer, "class", None, plain, (0, 0, 9, 9))

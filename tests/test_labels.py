@@ -7,6 +7,7 @@ import pytest
 import zarr
 
 from mtmsd.split import TEST, TRAIN
+from pipeline.classify import split_facts
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.labels import hidden_blocks, labelled_split, overlap_of
@@ -118,3 +119,10 @@ def test_overlap_without_features_is_of_the_classifiers_patch() -> None:
     reach = config.patch // 2
     y, x = np.zeros(3, int), np.array([0, reach, -reach - 1])
     assert overlap_of(config, y, x, np.array([TRAIN, TEST, TEST])) == 0.5
+
+
+def test_a_split_says_its_share_whatever_it_was_drawn_by() -> None:
+    drawn = split_facts(load_config(None, ["split.train_fraction=0.3"]), 25, 75)
+    assert (drawn["train_fraction"], "train_per_class" in drawn) == (0.3, False)
+    counted = split_facts(load_config(None, ["split.train_per_class=5", "split.seed=9", "seed=2"]), 25, 75)
+    assert (counted["train_fraction"], counted["train_per_class"], counted["seed"]) == (0.25, 5, 9)

@@ -87,7 +87,7 @@ def _state(step: int) -> dict:
 
 def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (3, 6, 9):
-        save_checkpoint(tmp_path, step, _state(step))
+        assert save_checkpoint(tmp_path, step, _state(step)) == checkpoints(tmp_path)[-1].stat().st_size
     assert [load_checkpoint(path)["step"] for path in checkpoints(tmp_path)] == [6, 9]
 
 

@@ -81,18 +81,19 @@ def read_cube(path: Path, chunk: int) -> Cube:
     with _opened(path) as source:
         raster_bands.check_size(source, path)
         scale, offset, notes = raster_bands.packing(source, path)
+        crs_wkt = _crs_wkt(source)
+        if source.crs and crs_wkt is None:
+            notes = (*notes, "its CRS is of no place on Earth")
         return Cube(
             data,
             fill=source.nodata,
             scale_factor=scale,
             add_offset=offset,
             wavelength_nm=raster_bands.wavelengths(source, path),
-            crs_wkt=_crs_wkt(source),
+            crs_wkt=crs_wkt,
             transform=_transform(source),
             bad_bands=raster_bands.listed_bad(source),
-            notes=notes
-            if _crs_wkt(source) or not source.crs
-            else (*notes, "its CRS is of no place on Earth"),
+            notes=notes,
         )
 
 
