@@ -47,10 +47,10 @@ CASES = "1x40x2,4x160x2,16x640x2,64x8000x4,16x1000x0.5,16x10000x0.5,16x100000x0.
 FLOORS = {"efficiency": 0.90, "driver_ms": 5.0, "memory": 1.10}
 _STEADY_S = 1.0
 """Shorter tiles come faster than two cores can schedule and write them: no floor for their efficiency."""
-_CPUS = 8
-"""Of the node: with 2 reads and writes have too few places; with 50 too many processes start."""
+_CPUS = 4
+"""Of the node: with 1 reads and writes have too few places; with 25 too many processes start."""
 _ACTOR_CPUS = 0.01
-"""An actor that sleeps leaves the CPUs to reads and writes, four of them a CPU."""
+"""An actor that sleeps leaves the CPUs to reads and writes, eight of them a CPU."""
 _CHECKED = 500
 """Tiles whose pixels are compared with what the actor should have said."""
 

@@ -1,6 +1,6 @@
 """Ray: start or join a cluster, share out its CPUs and GPUs.
 
-Actors take a little less than a CPU per torch thread, so that reads and writes (1/4 CPU each) always find
+Actors take a little less than a CPU per torch thread, so that a read and a write (1/8 CPU each) always find
 room: pools that take every CPU wait for ever for their input. Threads times actors are the cores.
 """
 
@@ -142,6 +142,9 @@ def _quiet_data() -> None:
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
     context.execution_no_progress_timeout_s = -1  # a batch on a slow machine may take long
+    # Else Ray reserves a sixth of all CPUs for reads, then what actors hold: on one to three CPUs nothing is
+    # left for writes, and finished tiles wait until all are read. Now each gets what one of its tasks needs.
+    context.op_resource_reservation_ratio = 0.0
     # A pool whose actors are all busy takes what a node that joins has to offer.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     for handler in logging.getLogger("ray.data").handlers:
@@ -207,10 +210,11 @@ def share_out(config: ClusterConfig) -> Shares:
     cpus = int(sum(nodes)) if use_gpu else cpus
     actors = config.actors or (gpus if use_gpu else max(1, sum(int(n // config.threads) for n in nodes)))
     num_cpus = config.threads * max(_LEAST_CPUS, 1 - _SPARE_CPUS / max(nodes))
-    if actors * num_cpus + IO_CPUS > cpus or (use_gpu and actors > gpus):
+    needed = actors * num_cpus + 2 * IO_CPUS
+    if needed > cpus or (use_gpu and actors > gpus):
         raise UserError(
             f"cluster.actors = {actors} with cluster.threads = {config.threads} need "
-            f"{actors * num_cpus + IO_CPUS:g} CPUs{f' and {actors} GPUs' if use_gpu else ''}; "
+            f"{needed:g} CPUs{f' and {actors} GPUs' if use_gpu else ''}; "
             f"the cluster has {cpus} CPUs and {gpus} GPUs"
         )
     if num_cpus > max(nodes):

@@ -24,8 +24,8 @@ from pipeline import storage
 from pipeline.errors import is_trouble
 
 Row = dict[str, Any]
-IO_CPUS = 0.25
-"""CPUs of a read or write task."""
+IO_CPUS = 0.125
+"""CPUs of a read or write task: one of each fits beside an actor, even on a single CPU."""
 Region = tuple[slice, ...]
 _TOGETHER = 8
 """Units that travel together, where there are many: Ray's work for a block is then shared by so many."""

@@ -43,6 +43,19 @@ class Sleeper:
         return {"unit": batch["unit"], "node": np.array([ray.get_runtime_context().get_node_id()])}
 
 
+class Counter:
+    """Takes a while for a tile and notes how many tiles were marked when it began."""
+
+    def __init__(self, markers: Path, notes: Path, seconds: float) -> None:
+        self._markers, self._notes, self._seconds = markers, notes, seconds
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        marked = len(list(self._markers.iterdir()))
+        (self._notes / f"{time.time_ns()}-{marked}").touch()
+        time.sleep(self._seconds)
+        return batch | {"peak_rss": np.array([0])}
+
+
 class NotingSink(ChunkSink):
     """Notes how many units each of its tasks was to write."""
 

@@ -11,6 +11,7 @@ import ray.data
 from pipeline.cluster import check_answers, ray_session, share_out
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
+from pipeline.units import IO_CPUS
 
 
 @pytest.fixture
@@ -24,11 +25,11 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 16, 2000])
-def test_actors_leave_room_for_reads(cpus: int, machine) -> None:
+def test_actors_leave_room_for_a_read_and_a_write(cpus: int, machine) -> None:
     machine(cpus)
     shares = share_out(ClusterConfig())
     assert shares.actors * shares.threads == cpus
-    assert shares.actors * shares.num_cpus + 0.25 <= cpus
+    assert shares.actors * shares.num_cpus + 2 * IO_CPUS <= cpus
     assert shares.workers * shares.worker_cpus < cpus
 
 
