@@ -15,6 +15,7 @@ from mtmsd.calibration import Reliability, fit_temperature, twin_folds
 from mtmsd.classifier import Member, Sizes
 from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble, assemble
+from mtmsd.experts import Committee, fit_expert, training_input
 from mtmsd.features import Extractor, Readout, stage_widths
 from mtmsd.members import Pixels, held_out_logits, train_member, training_margin
 from mtmsd.metrics import Confusion
@@ -118,13 +119,25 @@ class Learner:
         members: list[Member] = []
         for member in range(head.members):
             members.append(train_member(head, fusion, pixels, sizes, seed=seed, member=member)[0])
-        if not head.calibrate:
-            return assemble(members, head.vote)
         folds = twin_folds(pixels.position_N.numpy(), head.members, seed, block)
+        if not head.calibrate:
+            return self._with_experts(assemble(members, head.vote), pixels, sizes, folds)
         held = [(m, torch.from_numpy(fold == m)) for m in range(head.members) for fold in folds]
         held = [(m, mask) for m, mask in held if mask.any()]
         logits = [held_out_logits(head, fusion, pixels, sizes, mask, seed=seed, member=m) for m, mask in held]
         truth = [pixels.position_N[mask] for _, mask in held]
         margins = [training_margin(member, pixels) for member in members]
         temperature = fit_temperature(torch.cat(logits), torch.cat(truth), sum(margins) / len(margins))
-        return assemble(members, head.vote, temperature)
+        return self._with_experts(assemble(members, head.vote, temperature), pixels, sizes, folds)
+
+    def _with_experts(
+        self, ensemble: Ensemble, pixels: Pixels, sizes: Sizes, folds: list[NDArray[np.int64]]
+    ) -> Ensemble:
+        if not self.config.experts:
+            return ensemble
+        experts = {}
+        for name in self.config.experts:
+            inputs = training_input(name, pixels, self.config.classifier.standardise)
+            held_out = [torch.from_numpy(fold) for fold in folds]
+            experts[name] = fit_expert(inputs, pixels.position_N, sizes.classes, held_out).expert
+        return Committee(ensemble, experts)

@@ -57,6 +57,10 @@ class ClassifierConfig:
     calibrate: bool = True
     """Scale the logits by one temperature, fitted on held-out training pixels, so that confidence is the
     share that is right (costs as many trainings again, on splits by blocks twice as many; the paper: no)."""
+    experts: tuple[Literal["features", "spectra"], ...] = ("features", "spectra")
+    """Kernel classifiers (experts.py) whose answers are multiplied with the ensemble's: of the diffusion
+    features, of the spectral features; only beside ``mlp`` with ``vote: mean``, and where there are such
+    features (the paper: none)."""
     set_level: float = 0.95
     """Share of the pixels whose set of possible classes (conformal.py) is to hold the true one; with
     ``calibrate``."""
@@ -127,10 +131,14 @@ class Member(nn.Module):
     def _scale_to(self, name: str, features: Tensor) -> None:
         if not features.numel():
             return  # nothing is read
-        mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
-        varies = deviation > _ROUNDING * (1 + mean.abs())
-        getattr(self, f"mean_{name}").copy_(mean)
-        getattr(self, f"scale_{name}").copy_(torch.where(varies, 1 / deviation, 0.0))
+        for part, values in zip(("mean", "scale"), standardisation(features), strict=True):
+            getattr(self, f"{part}_{name}").copy_(values)
+
+
+def standardisation(features_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the pixels, and the factor that gives unit variance; 0 where nothing varies."""
+    mean, deviation = features_N.mean(dim=0), features_N.std(dim=0, correction=0)
+    return mean, torch.where(deviation > _ROUNDING * (1 + mean.abs()), 1 / deviation, 0.0)
 
 
 class Dropout(nn.Module):

@@ -108,6 +108,10 @@ class RunFolder:
         """What a member's twin says of training pixels that it did not see."""
         return self.classifier / f"held_out_{index}.safetensors"
 
+    def expert(self, name: str) -> Path:
+        """An expert, and what it says of training pixels that it was not given."""
+        return self.classifier / f"expert_{name}.safetensors"
+
     def config(self) -> Config:
         """The run's configuration; a setting that came later has the value that stands for its absence.
 
@@ -116,6 +120,7 @@ class RunFolder:
         """
         values = read_json(self.run)["config"]
         values["features"].setdefault("profiles", [])
+        values["classifier"].setdefault("experts", [])
         return make_config(values, self.run)
 
     def records(self) -> dict[str, Any]:

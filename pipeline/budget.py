@@ -75,7 +75,8 @@ def _done(stage: str, config: Config, folder: RunFolder) -> int:
         newest = checkpoints(folder.pretrain)[-1:]
         return int(newest[0].stem.removeprefix("step-")) if newest else 0
     if stage == "classify":
-        return sum(folder.member(index).exists() for index in range(config.classifier.members))
+        made = [folder.member(index).exists() for index in range(config.classifier.members)]
+        return sum([*made, *(folder.expert(name).exists() for name in config.experts)])
     return len(folder.done_units(stage))
 
 
@@ -140,7 +141,8 @@ def _classify(config: Config, scene: Scene) -> dict[str, Any]:
     twins = members.calibrate * (2 if config.split.protocol == "blocks" else 1)
     epochs = members.members * members.epochs * (1 + twins)
     return {
-        "unit": "members", "units": members.members, "bytes_read": len(split) * features,
+        "unit": "members", "units": members.members + len(config.experts),
+        "bytes_read": len(split) * features,
         # A worker holds the training pixels' features, and their standardised copy.
         "actor_bytes": _PROCESS + 2 * train * features,
         "member_steps": epochs * max(1, train // members.batch),

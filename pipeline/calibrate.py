@@ -18,6 +18,7 @@ import torch
 from mtmsd.classifier import Sizes
 from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble, assemble
+from mtmsd.experts import MAX_RANK, Committee, Expert
 from mtmsd.features import Extractor, Features, Readout, stage_widths
 from mtmsd.heads import make_member
 from mtmsd.members import Pixels, train_member
@@ -43,6 +44,8 @@ _PATIENCE_S = 60.0
 _STEP_PATCHES = 2
 _MEMBER_STEPS = 5
 _HEAD_PIXELS = 1024
+_ANCHORS = 500
+"""Of an expert: training pixels of a small scene."""
 
 
 def estimates(
@@ -195,6 +198,7 @@ def _windows(config: Config, device: torch.device, classes: int | None) -> Work:
             make_member(config.classifier, config.fusion, sizes) for _ in range(config.classifier.members)
         ]
         ensemble = assemble([member.eval().to(device) for member in members], config.classifier.vote)
+        ensemble = Committee(ensemble, _experts(config, sizes, device)) if config.experts else ensemble
         kept, patches = range(config.kept_channels), patches.wide
         readout = Readout(kept, kept, ensemble.mean_2TK[0], ensemble.scale_2TK[0])
     extract = Extractor(unet, Schedule(config.diffusion), features, patches, readout, config.patch)
@@ -206,6 +210,15 @@ def _windows(config: Config, device: torch.device, classes: int | None) -> Work:
             _answer(config, ensemble, found)
 
     return work, len(windows)
+
+
+def _experts(config: Config, sizes: Sizes, device: torch.device) -> dict[str, Expert]:
+    """With the usual number of training pixels, and inputs as for one timestep."""
+    inputs = {"features": 2 * sum(sizes.stages), "spectra": sizes.spectra}
+    return {
+        name: Expert(inputs[name], min(inputs[name], MAX_RANK), _ANCHORS, sizes.classes).to(device)
+        for name in config.experts
+    }
 
 
 @torch.inference_mode()

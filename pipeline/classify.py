@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 
 from mtmsd.calibration import Reliability, fit_temperature
 from mtmsd.conformal import Coverage, class_sets, set_threshold
+from mtmsd.experts import pool
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN
 from pipeline.artifacts import RunFolder, read_json, write_json
@@ -25,7 +26,15 @@ from pipeline.member_training import FEATURES, keep_timesteps, mixing_of, steps_
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP
 from pipeline.train import fit
-from pipeline.trained import is_trained, load_ensemble, load_members, read_timesteps, read_weights
+from pipeline.trained import (
+    HELD_OUT,
+    is_trained,
+    load_ensemble,
+    load_members,
+    read_timesteps,
+    read_weights,
+    trainees,
+)
 from pipeline.units import UnitSource, in_order, read_units
 
 
@@ -35,16 +44,17 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     Members are trained side by side, one torch thread each, so their weights depend on the seed alone.
     """
     shares = share_out(config.cluster)
-    members = [m for m in range(config.classifier.members) if not is_trained(config, folder, m)]
+    parts = trainees(config)
+    untrained = [part for part in parts if not is_trained(config, folder, part)]
     split = _column(folder, "split")
     groups = -(-len(split) // GROUP)
-    total = config.classifier.members + groups
+    total = len(parts) + groups
     with metered("classify", total, "units") as (meter, record):
-        meter.skip.remote(config.classifier.members - len(members))
+        meter.skip.remote(len(parts) - len(untrained))
         if config.fusion.keep_timesteps is not None and not folder.mixing.exists():
-            _train(keep_timesteps, config, folder, shares, [2 * config.classifier.members], meter)
-        if members:
-            _train(train_members, config, folder, shares, members, meter)
+            _train(keep_timesteps, config, folder, shares, [0], meter)
+        if untrained:
+            _train(train_members, config, folder, shares, untrained, meter)
         _write_history(config, folder)
         if config.classifier.calibrate:
             _calibrate(config, folder)
@@ -69,16 +79,16 @@ def _train(
     config: Config,
     folder: RunFolder,
     shares: Shares,
-    members: list[int],
+    members: Sequence[int | str],
     meter: ActorHandle[Any],
 ) -> None:
-    """Train members with Ray Train, as many at a time as there are CPUs (or GPUs)."""
+    """Train members and experts with Ray Train, as many at a time as there are CPUs (or GPUs)."""
     places = shares.actors if shares.num_gpus else int(ray.cluster_resources().get("CPU", 1))
     fit(
         loop,
         {
             "config": config.model_dump(mode="json"), "folder": str(folder.path),
-            "members": members, "meter": meter,
+            "members": list(members), "meter": meter,
         },
         name=f"members-{os.urandom(4).hex()}",
         storage=folder.classifier / "ray_train",
@@ -96,13 +106,21 @@ def _calibrate(config: Config, folder: RunFolder) -> None:
     """Write the temperature that fits the held-out training pixels, and the threshold of sets of classes."""
     members, level = range(config.classifier.members), config.classifier.set_level
     stored = [read_weights(folder.held_out(member))[0] for member in members]
-    logits, position = (torch.cat([part[name] for part in stored]) for name in ("logits", "position"))
-    kind = torch.cat([part.get("kind", torch.zeros_like(part["position"])) for part in stored])
+    logits, position, kind, pixel = (
+        torch.cat([part[name] for part in stored]) for name in ("logits", "position", "kind", "pixel")
+    )
     margins = [read_weights(folder.member(member))[1].get("margin") for member in members]
     margin = float(np.mean([float(said) for said in margins if said])) if all(margins) else None
     temperature = fit_temperature(logits, position, margin)
     hardest = kind == kind.max() if len(kind) else kind.bool()
-    threshold = set_threshold((logits[hardest] / temperature).softmax(dim=1), position[hardest], level)
+    probability = (logits[hardest] / temperature).softmax(dim=1)
+    said = [
+        read_weights(folder.expert(name))[0][HELD_OUT][kind[hardest], pixel[hardest]]
+        for name in config.experts
+    ]
+    there = torch.stack([one.isfinite().all(dim=1) for one in said]).all(dim=0) if said else slice(None)
+    probability = pool(probability[there], [one[there] for one in said]) if said else probability
+    threshold = set_threshold(probability, position[hardest][there], level)
     about = {"temperature": temperature, "held_out_pixels": int((kind == 0).sum())}
     write_json(folder.calibration, about | {"sets": {"level": level, "threshold": threshold}})
 

@@ -159,6 +159,13 @@ class Config(_Section):
         return spectra_width(self.reduce.components, *self.features.boxes, self.patch)
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts that answer beside the ensemble: those that go with it and have something to read."""
+        if self.classifier.kind != "mlp" or self.classifier.vote != "mean":
+            return ()
+        return tuple(name for name in self.classifier.experts if name != "spectra" or self.spectra)
+
+    @property
     def kept_channels(self) -> int:
         """Channels that purification keeps of each kind of feature."""
         if not self.reads_features:

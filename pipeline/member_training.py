@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from mtmsd.calibration import twin_folds
 from mtmsd.classifier import Member, Sizes
+from mtmsd.experts import fit_expert, training_input
 from mtmsd.features import stage_widths
 from mtmsd.hyperfeatures import heaviest
 from mtmsd.members import History, Pixels, held_out_logits, train_member, training_margin
@@ -26,20 +27,24 @@ from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config
 from pipeline.progress import peak_rss
-from pipeline.trained import is_trained, read_timesteps
+from pipeline.trained import HELD_OUT, is_trained, read_timesteps
 
 FEATURES = ("centre", "pooled", "spectra")
 """Arrays of features.zarr that members read."""
 
 
 def train_members(settings: dict[str, Any]) -> None:
-    """One worker trains every n-th member."""
+    """One worker trains every n-th member or expert."""
     config, folder, mine = _told(settings)
     pixels, sizes = _training_pixels(config, folder, read_timesteps(config, folder))
     folds = _folds(config, folder, pixels)
     for member in mine:
         if is_trained(config, folder, member):
             continue  # before a worker was lost
+        if isinstance(member, str):
+            path = _write_expert(config, folder, pixels, sizes, folds, member)
+            settings["meter"].add.remote(1, 0, 0, path.stat().st_size, peak_rss())
+            continue
         if config.classifier.calibrate:
             _write_held_out(config, folder, pixels, sizes, [fold == member for fold in folds], member)
         head, history = train_member(
@@ -64,7 +69,8 @@ def described(config: Config, sizes: Sizes, history: History) -> dict[str, str]:
 
 def keep_timesteps(settings: dict[str, Any]) -> None:
     """Write which timesteps remain: those of the largest mixing weights of a member that read all."""
-    config, folder, (member,) = _told(settings)
+    config, folder, _ = _told(settings)
+    member = 2 * config.classifier.members
     timesteps, keep = config.features.timesteps, config.fusion.keep_timesteps
     assert keep is not None
     pixels, sizes = _training_pixels(config, folder, timesteps)
@@ -78,8 +84,8 @@ def keep_timesteps(settings: dict[str, Any]) -> None:
     ray.train.report({"timesteps": keep})
 
 
-def _told(settings: dict[str, Any]) -> tuple[Config, RunFolder, list[int]]:
-    """Configuration, run folder and members of a training worker, which computes on one thread."""
+def _told(settings: dict[str, Any]) -> tuple[Config, RunFolder, list[int | str]]:
+    """Configuration, run folder and trainees of a training worker, which computes on one thread."""
     torch.set_num_threads(1)
     context = ray.train.get_context()
     mine = settings["members"][context.get_world_rank() :: context.get_world_size()]
@@ -132,11 +138,13 @@ def _folds(config: Config, folder: RunFolder, pixels: Pixels) -> list[torch.Tens
 def _write_held_out(
     config: Config, folder: RunFolder, pixels: Pixels, sizes: Sizes, held: list[torch.Tensor], member: int
 ) -> None:
-    """What a member's twins say of the training pixels that they were not given; ``kind``: which twin."""
+    """What a member's twins say of the training pixels that they were not given; ``kind``: which twin,
+    ``pixel``: which training pixels."""
     said = {
         "logits": [torch.empty((0, sizes.classes))],
         "position": [torch.empty(0, dtype=torch.long)],
         "kind": [torch.empty(0, dtype=torch.long)],
+        "pixel": [torch.empty(0, dtype=torch.long)],
     }
     for kind, mask in enumerate(held):
         if mask.any():
@@ -146,7 +154,17 @@ def _write_held_out(
             said["logits"].append(logits.cpu())
             said["position"].append(pixels.position_N[mask].cpu())
             said["kind"].append(torch.full((len(logits),), kind))
+            said["pixel"].append(mask.nonzero()[:, 0].cpu())
     _save(folder.held_out(member), {name: torch.cat(parts) for name, parts in said.items()})
+
+
+def _write_expert(
+    config: Config, folder: RunFolder, pixels: Pixels, sizes: Sizes, folds: list[torch.Tensor], name: str
+) -> Path:
+    path, inputs = folder.expert(name), training_input(name, pixels, config.classifier.standardise)
+    expert, held_out = fit_expert(inputs, pixels.position_N, sizes.classes, folds)
+    _save(path, expert.state_dict() | {HELD_OUT: held_out}, {"shape": json.dumps(list(held_out.shape))})
+    return path
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

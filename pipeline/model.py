@@ -48,6 +48,7 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
     folder = RunFolder(model)
     own = folder.config()
     needed = [folder.member(own.classifier.members - 1)]
+    needed += [folder.expert(name) for name in own.experts]
     needed += [folder.calibration] if own.classifier.calibrate else []
     needed += [folder.mixing] if own.fusion.keep_timesteps is not None else []
     needed += [folder.unet] if own.reads_features else []

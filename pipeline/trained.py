@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from mtmsd.classifier import Member, Sizes
 from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble, assemble
+from mtmsd.experts import Committee, Expert
 from mtmsd.features import Extractor, Readout
 from mtmsd.heads import make_member
 from mtmsd.purify import Selection
@@ -22,6 +23,9 @@ from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
 from pipeline.errors import UserError
+
+HELD_OUT = "held_out"
+"""In the file of an expert: its logits of training pixels that it was not given."""
 
 
 def is_whole(path: Path) -> bool:
@@ -36,9 +40,16 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def is_trained(config: Config, folder: RunFolder, member: int) -> bool:
-    """Whether a member, and what its twin says of held-out pixels, are there and whole."""
-    needed = [folder.member(member), *([folder.held_out(member)] if config.classifier.calibrate else [])]
+def trainees(config: Config) -> list[int | str]:
+    """What ``classify`` trains: members, by number, and experts, by name."""
+    return [*range(config.classifier.members), *config.experts]
+
+
+def is_trained(config: Config, folder: RunFolder, trainee: int | str) -> bool:
+    """Whether a member, and what its twin says of held-out pixels, or an expert is there and whole."""
+    if isinstance(trainee, str):
+        return is_whole(folder.expert(trainee))
+    needed = [folder.member(trainee), *([folder.held_out(trainee)] if config.classifier.calibrate else [])]
     return all(is_whole(path) for path in needed)
 
 
@@ -51,6 +62,7 @@ def check_trained(config: Config, folder: RunFolder, stage: str) -> None:
     needed = {folder.unet: "pretrain"} if stage in ("extract", "map") and config.reads_features else {}
     if stage == "map":
         needed |= {folder.member(index): "classify" for index in range(config.classifier.members)}
+        needed |= {folder.expert(name): "classify" for name in config.experts}
     if stage == "map" and config.classifier.calibrate:
         needed |= {folder.calibration: "classify"}
     if stage == "map" and config.fusion.keep_timesteps is not None:
@@ -132,6 +144,12 @@ def load_members(config: Config, folder: RunFolder, gpu: bool) -> list[Member]:
 
 
 def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
-    """The trained members of a run, as one."""
+    """The trained members and experts of a run, as one."""
     temperature = read_json(folder.calibration)["temperature"] if config.classifier.calibrate else 1.0
-    return assemble(load_members(config, folder, gpu), config.classifier.vote, temperature)
+    ensemble = assemble(load_members(config, folder, gpu), config.classifier.vote, temperature)
+    experts = {}
+    for name in config.experts:
+        tensors, _ = read_weights(folder.expert(name))
+        del tensors[HELD_OUT]
+        experts[name] = Expert.of(tensors).to("cuda" if gpu else "cpu")
+    return Committee(ensemble, experts) if experts else ensemble

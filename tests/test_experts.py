@@ -1,0 +1,184 @@
+"""Experts: kernel ridge regression against hand-computed values and scikit-learn, and the joint answer."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.kernel_ridge import KernelRidge
+
+from mtmsd import experts
+from mtmsd.calibration import twin_folds
+from mtmsd.classifier import ClassifierConfig, Sizes, standardisation
+from mtmsd.ensemble import Ensemble, assemble
+from mtmsd.experts import Committee, Expert, fit_expert, pool, training_input
+from mtmsd.fusion import FusionConfig
+from mtmsd.members import Pixels, train_member
+
+CLASSES = 3
+
+
+def drawn(pixels: int, inputs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three classes, apart in the first input."""
+    rng = np.random.default_rng(seed)
+    position = np.arange(pixels) % CLASSES
+    x = rng.normal(size=(pixels, inputs)) + 2 * position[:, None] * (np.arange(inputs) == 0)
+    return torch.from_numpy(x).float(), torch.from_numpy(position)
+
+
+def folds_of(position: torch.Tensor, number: int = 4) -> list[torch.Tensor]:
+    return [torch.from_numpy(fold) for fold in twin_folds(position.numpy(), number, seed=0)]
+
+
+def test_an_expert_by_hand() -> None:
+    """Two anchors at distance 1, a pixel on the first: exp(0) and exp(-1) of their coefficients."""
+    expert = Expert.of(
+        {
+            "map_DR": torch.tensor([[0.5]]), "offset_R": torch.tensor([1.0]),
+            "anchor_AR": torch.tensor([[2.0], [3.0]]),
+            "coefficient_AC": torch.tensor([[4.0, 0.0], [0.0, 8.0]]),
+        }
+    )  # fmt: skip
+    assert expert(torch.tensor([[2.0]]))[0].tolist() == pytest.approx([4.0, 8.0 / np.e], rel=1e-6)
+
+
+def one_setting(monkeypatch: pytest.MonkeyPatch, gamma: float, ridge: float, sharp: float) -> None:
+    for name, value in (("_WIDTHS", gamma), ("_RIDGES", ridge), ("_SHARPNESS", sharp)):
+        monkeypatch.setattr(experts, name, (value,))
+
+
+@pytest.mark.parametrize("inputs", [5, 40])
+def test_it_is_kernel_ridge_regression(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 inputs 29 directions are kept: all that 30 pixels span."""
+    one_setting(monkeypatch, 0.7, 0.05, 4.0)
+    monkeypatch.setattr(experts, "MAX_RANK", 29)
+    x, position = drawn(30, inputs)
+    fitted = fit_expert(x, position, CLASSES, folds_of(position))
+    mean, deviation = x.double().mean(0), x.double().std(0, correction=0)
+    z = ((x.double() - mean) / deviation).numpy()
+    target = np.eye(CLASSES)[position] - 1 / CLASSES
+    peer = KernelRidge(kernel="rbf", gamma=0.7 / inputs, alpha=0.05).fit(z, target)
+    assert np.allclose(fitted.expert(x), 4 * peer.predict(z), atol=1e-4)
+    fold = folds_of(position)[0].numpy()
+    for k in range(4):
+        peer.fit(z[fold != k], target[fold != k])
+        expected = 4 * peer.predict(z[fold == k])
+        assert np.allclose(fitted.held_out_SNC[0][fold == k], expected, atol=1e-4)
+
+
+def test_the_setting_is_that_of_the_likeliest_held_out_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, position = drawn(60, 4)
+    fitted, losses = fit_expert(x, position, CLASSES, folds_of(position)), []
+    for gamma in experts._WIDTHS:
+        for ridge in experts._RIDGES:
+            for sharp in (3.0, 5.0, 8.0, 12.0, 20.0, 30.0):
+                with monkeypatch.context() as patch:
+                    one_setting(patch, gamma, ridge, sharp)
+                    other = fit_expert(x, position, CLASSES, folds_of(position)).held_out_SNC[0]
+                losses.append(float(torch.nn.functional.cross_entropy(other, position)))
+    best = float(torch.nn.functional.cross_entropy(fitted.held_out_SNC[0], position))
+    assert best == pytest.approx(min(losses), rel=1e-6)
+    assert max(losses) > 1.2 * min(losses)
+
+
+def test_what_is_never_held_out() -> None:
+    """The only pixel of its class trains always; without any other, settings are taken untested."""
+    x, position = drawn(7, 2)
+    position[:] = torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    fitted = fit_expert(x, position, CLASSES, folds_of(position))
+    assert fitted.held_out_SNC[0].isfinite().all(dim=1).tolist() == [True] * 6 + [False]
+    alone = fit_expert(x[[0, 3, 6]], torch.arange(3), CLASSES, [torch.full((3,), -1)])
+    assert not alone.held_out_SNC.isfinite().any()
+    assert alone.expert(x[[0, 3, 6]]).argmax(dim=1).tolist() == [0, 1, 2]
+
+
+def test_many_pixels_give_anchors_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "MAX_ANCHORS", 20)
+    x, _ = drawn(200, 4)
+    position = torch.tensor([0] * 150 + [1] * 40 + [2] * 10)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(200))
+    fitted = fit_expert(x[order], position[order], CLASSES, folds_of(position[order]))
+    assert fitted.expert.anchor_AR.shape == (20, 4)
+    held = fitted.held_out_SNC[0].isfinite().all(dim=1)
+    assert position[order][held].bincount().tolist() == [15, 4, 1]
+
+
+def test_constant_inputs_count_nowhere() -> None:
+    x, position = drawn(30, 4)
+    x[:, 2] = 7.0
+    expert = fit_expert(x, position, CLASSES, folds_of(position)).expert
+    other = x.clone()
+    other[:, 2] = 1e6
+    assert torch.equal(expert(x), expert(other))
+
+
+def test_the_pool_by_hand() -> None:
+    """The root of the ensemble's probability times the fourth roots of two experts'."""
+    said = [torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log() + 3]
+    expected = np.array([0.2**0.5 * 0.9**0.25, 0.8**0.5 * 0.1**0.25])
+    found = pool(torch.tensor([[0.2, 0.8]]), said)[0]
+    assert found.tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=1e-6)
+
+
+@pytest.fixture(params=["selective", "hyperfeatures"])
+def committee(request: pytest.FixtureRequest) -> tuple[Committee, Ensemble, dict[str, Expert], Pixels]:
+    generator = torch.Generator().manual_seed(0)
+    position = torch.arange(24) % CLASSES
+    centre, pooled = torch.randn((2, 24, 2, 5), generator=generator) * 3 + position[:, None, None]
+    pixels = Pixels(centre, pooled, torch.randn((24, 4), generator=generator), position)
+    fusion, settings = (
+        FusionConfig(kind=request.param, width=8, hidden=4),
+        ClassifierConfig(epochs=2, batch=8),
+    )
+    sizes = Sizes(2, (2, 3), CLASSES, 4)
+    members = [train_member(settings, fusion, pixels, sizes, seed=0, member=m)[0] for m in range(2)]
+    folds = folds_of(position)
+    found = {
+        name: fit_expert(training_input(name, pixels, True), position, CLASSES, folds).expert
+        for name in experts.INPUTS
+    }
+    ensemble = assemble(members, "mean")
+    return Committee(ensemble, found), ensemble, found, pixels
+
+
+def test_a_committee_pools_its_parts(
+    committee: tuple[Committee, Ensemble, dict[str, Expert], Pixels],
+) -> None:
+    both, ensemble, found, pixels = committee
+    features = pixels[:3]
+    mean = ensemble.mean_probabilities(ensemble.pixel_evidence(*features))
+    said = [found[name](training_input(name, pixels, True)) for name in found]
+    answer = both.mean_probabilities(both.pixel_evidence(*features))
+    assert torch.allclose(answer, pool(mean, said), atol=1e-5)
+    assert not torch.allclose(answer, mean, atol=1e-3)
+    assert torch.allclose(both(*features).confidence_N, answer.amax(dim=1))
+
+
+def test_a_window_says_the_same_as_its_pixels(
+    committee: tuple[Committee, Ensemble, dict[str, Expert], Pixels],
+) -> None:
+    both, _, _, pixels = committee
+    centre, pooled, spectra = pixels[:3]
+    of_window = pooled[:1].expand_as(pooled)
+    scaled = ((centre - both.mean_2TK[0]) * both.scale_2TK[0]).transpose(0, 1)
+    found = both.evidence(scaled, both.window_votes(pooled[:1]), spectra)
+    assert torch.allclose(found, both.pixel_evidence(centre, of_window, spectra), atol=1e-5)
+
+
+def test_raw_features_reach_the_expert_as_they_reach_members() -> None:
+    x, position = drawn(12, 3)
+    pixels = Pixels(x[:, None], 5 * x[:, None] + 2, x, position)
+    raw = training_input("features", pixels, standardise=False)
+    assert torch.equal(raw, torch.cat([x, 5 * x + 2], dim=1))
+    mean, scale = standardisation(pixels.pooled_NTK)
+    scaled = training_input("features", pixels, standardise=True)
+    assert torch.allclose(scaled[:, 3:], ((pixels.pooled_NTK - mean) * scale).flatten(1))
+    assert torch.equal(training_input("spectra", pixels, standardise=True), x)
+
+
+def test_answers_do_not_depend_on_how_many_are_asked_at_once() -> None:
+    x, position = drawn(30, 4)
+    expert = fit_expert(x, position, CLASSES, folds_of(position)).expert
+    many = x.repeat(60, 1)
+    for first, last in pairwise([0, 7, 700, 1800]):
+        assert torch.allclose(expert(many[first:last]), expert(many)[first:last], atol=1e-5)
