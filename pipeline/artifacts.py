@@ -182,6 +182,7 @@ class RunFolder:
             "extract": (self.features, self.selection),
             "classify": (
                 *self.classifier.glob("member_*"), *self.classifier.glob("held_out_*"),
+                *self.classifier.glob("expert_*"),
                 self.classifier / "history.json", self.classifier / "ray_train", self.calibration,
                 self.mixing, self.metrics,
             ),

@@ -109,9 +109,8 @@ def _calibrate(config: Config, folder: RunFolder) -> None:
     logits, position, kind, pixel = (
         torch.cat([part[name] for part in stored]) for name in ("logits", "position", "kind", "pixel")
     )
-    margins = [read_weights(folder.member(member))[1].get("margin") for member in members]
-    margin = float(np.mean([float(said) for said in margins if said])) if all(margins) else None
-    temperature = fit_temperature(logits, position, margin)
+    margins = [float(read_weights(folder.member(member))[1]["margin"]) for member in members]
+    temperature = fit_temperature(logits, position, float(np.mean(margins)))
     hardest = kind == kind.max() if len(kind) else kind.bool()
     probability = (logits[hardest] / temperature).softmax(dim=1)
     said = [

@@ -229,6 +229,7 @@ def _files(model: Path) -> list[Path]:
         *(model / "pretrain").glob("unet.safetensors"),
         model / "classifier" / "selection.json",
         *sorted((model / "classifier").glob("member_*.safetensors")),
+        *sorted((model / "classifier").glob("expert_*.safetensors")),
         *(model / "classifier").glob("calibration.json"),
         *(model / "classifier").glob("mixing.json"),
     ]

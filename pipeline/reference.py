@@ -107,8 +107,8 @@ def _values(kind: Any) -> list[str]:
     if origin in (Union, UnionType):
         return [word for one in inner for word in _values(one)]
     if origin is tuple:
-        (word,) = _values(inner[0])
-        return [f"list of {word.replace('list', 'lists')}" + "s" * word.isalpha()]
+        words = " and ".join(_values(inner[0]))
+        return [f"list of {words.replace('list', 'lists')}" + "s" * words.isalpha()]
     return _NAMES[kind]
 
 

@@ -186,6 +186,20 @@ def test_settings_of_other_kinds_change_no_fingerprint() -> None:
     assert both["classifier"] == {"kind": "diffusion_ssftt", "patch": 9}
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], ("features", "spectra")),
+        (["features.spectra=[]"], ("features",)),
+        (["classifier.experts=[spectra]"], ("spectra",)),
+        (["classifier.vote=majority"], ()),
+        (["classifier.kind=diffusion_ssftt", "features.spectra=[]"], ()),
+    ],
+)
+def test_experts_answer_where_they_can(settings: list[str], expected: tuple[str, ...]) -> None:
+    assert load_config(None, settings).experts == expected
+
+
 def test_another_kind_takes_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class First(Fusion):
         def __init__(self, config: FusionConfig, timesteps: int, stages: tuple[int, ...]) -> None:

@@ -1,6 +1,7 @@
 """What twins are not given, and what calibration makes of their answers."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,15 +11,18 @@ import zarr
 from mtmsd.calibration import fit_temperature
 from mtmsd.classifier import Sizes
 from mtmsd.conformal import set_threshold
+from mtmsd.experts import pool
 from mtmsd.members import Pixels
 from mtmsd.split import TEST, TRAIN
 from pipeline import classify, member_training
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config, load_config
-from pipeline.trained import read_weights
+from pipeline.trained import is_trained, read_weights, trainees
 
 SIZES = Sizes(1, (4,), 2, 0)
-MEMBERS = ["classifier.members=2", "classifier.epochs=3", "classifier.hidden=[4]"]
+MEMBERS = [
+    "classifier.members=2", "classifier.epochs=3", "classifier.hidden=[4]", "features.spectra=[]"
+]  # fmt: skip
 BLOCKS = [*MEMBERS, "split.protocol=blocks", "split.block=4"]
 SIDE = 16
 
@@ -43,6 +47,8 @@ def trained(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Config, Run
         member_training._write_held_out(config, folder, pixels, SIZES, held, member)
         about = {"margin": "3.0" if member else "1.0"}
         member_training._save(folder.member(member), {"w": torch.zeros(1)}, about)
+    for name in config.experts:
+        member_training._write_expert(config, folder, pixels, SIZES, folds, name)
     return config, folder, pixels
 
 
@@ -84,30 +90,19 @@ def test_a_block_is_held_out_whole(trained: tuple[Config, RunFolder, Pixels]) ->
 def test_all_twins_say_the_temperature_and_those_without_blocks_the_sets(
     trained: tuple[Config, RunFolder, Pixels],
 ) -> None:
-    config, folder, _ = trained
+    config, folder, pixels = trained
     classify._calibrate(config, folder)
     stored = [read_weights(folder.held_out(member))[0] for member in range(2)]
     logits, position, kind = (torch.cat([part[n] for part in stored]) for n in ("logits", "position", "kind"))
     found = read_json(folder.calibration)
     assert found["temperature"] == fit_temperature(logits, position, margin=2.0)
     likely = (logits[kind == 1] / found["temperature"]).softmax(dim=1)
-    assert found["sets"]["threshold"] == set_threshold(likely, position[kind == 1], 0.95)
+    pixel = torch.cat([part["pixel"] for part in stored])[kind == 1]
+    assert torch.equal(position[kind == 1], pixels.position_N[pixel])
+    expert = read_weights(folder.expert("features"))[0]["held_out"][1][pixel]
+    assert found["sets"]["threshold"] == set_threshold(pool(likely, [expert]), position[kind == 1], 0.95)
+    assert found["sets"]["threshold"] != set_threshold(likely, position[kind == 1], 0.95)
     assert found["held_out_pixels"] == (kind == 0).sum()
-
-
-@pytest.mark.parametrize("trained", [MEMBERS], indirect=True)
-def test_members_of_a_stage_begun_by_an_earlier_version_have_no_prior(
-    trained: tuple[Config, RunFolder, Pixels],
-) -> None:
-    config, folder, _ = trained
-    stored = [read_weights(folder.held_out(member))[0] for member in range(2)]
-    for member, part in enumerate(stored):
-        del part["kind"]
-        member_training._save(folder.held_out(member), part)
-    member_training._save(folder.member(0), {"w": torch.zeros(1)})
-    classify._calibrate(config, folder)
-    logits, position = (torch.cat([part[name] for part in stored]) for name in ("logits", "position"))
-    assert read_json(folder.calibration)["temperature"] == fit_temperature(logits, position)
 
 
 @pytest.mark.parametrize("trained", [MEMBERS], indirect=True)
@@ -128,3 +123,22 @@ def test_a_worker_that_begins_again_trains_what_is_missing(
     with pytest.raises(InterruptedError):
         member_training.train_members({})
     assert asked == [(config.seed, 1)]
+
+
+@pytest.mark.parametrize("trained", [MEMBERS], indirect=True)
+def test_a_lost_expert_is_fitted_again_to_the_same_bits(
+    trained: tuple[Config, RunFolder, Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder, pixels = trained
+    content = folder.expert("features").read_bytes()
+    assert is_trained(config, folder, "features")
+    folder.expert("features").write_bytes(content[:-1])
+    assert not is_trained(config, folder, "features")
+    added: list[tuple[int, ...]] = []
+    meter = SimpleNamespace(add=SimpleNamespace(remote=lambda *counts: added.append(counts)))
+    monkeypatch.setattr(member_training, "_told", lambda settings: (config, folder, trainees(config)))
+    monkeypatch.setattr(member_training, "_training_pixels", lambda *_: (pixels, SIZES))
+    monkeypatch.setattr(member_training.ray.train, "report", lambda said: None)
+    member_training.train_members({"meter": meter})
+    assert folder.expert("features").read_bytes() == content
+    assert [counts[:4] for counts in added] == [(1, 0, 0, len(content))]

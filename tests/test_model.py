@@ -51,6 +51,8 @@ def model(tmp_path: Path) -> Path:
     folder.unet.write_bytes(b"weights")
     for member in range(2):
         folder.member(member).write_bytes(b"member %d" % member)
+    for name in ("features", "spectra"):
+        folder.expert(name).write_bytes(name.encode())
     return folder.path
 
 
@@ -280,13 +282,22 @@ def test_every_stage_finds_the_models_parts(
     "part",
     [
         "spectral.json", "run.json", "pretrain/unet.safetensors", "classifier/member_1.safetensors",
-        "classifier/calibration.json",
+        "classifier/calibration.json", "classifier/expert_spectra.safetensors",
     ],
 )  # fmt: skip
 def test_unfinished_models_are_refused(part: str, model: Path) -> None:
     (model / part).unlink()
     with pytest.raises(UserError, match=f"{part} is missing"):
         model_config(model, None, [])
+
+
+def test_a_model_of_before_there_were_experts_has_none(model: Path) -> None:
+    told = read_json(model / "run.json")
+    del told["config"]["classifier"]["experts"]
+    write_json(model / "run.json", told)
+    for name in ("features", "spectra"):
+        RunFolder(model).expert(name).unlink()
+    assert model_config(model, None, []).experts == ()
 
 
 def test_only_the_map_can_be_configured(model: Path) -> None:

@@ -118,13 +118,15 @@ def test_whole_checkpoints_stay(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_truncated_weights_are_noticed(tmp_path: Path) -> None:
     folder, config = RunFolder(tmp_path), Config()
-    paths = [folder.unet, *(folder.member(index) for index in range(config.classifier.members))]
+    members = [folder.member(index) for index in range(config.classifier.members)]
+    paths = [folder.unet, *members, *(folder.expert(name) for name in config.experts)]
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         save_file({"w": torch.zeros(100)}, path)
     write_json(folder.calibration, {"temperature": 1.0})
     check_trained(config, folder, "map")
-    for path, maker in ((folder.unet, "pretrain"), (folder.member(1), "classify")):
+    expert = folder.expert("spectra")
+    for path, maker in ((folder.unet, "pretrain"), (folder.member(1), "classify"), (expert, "classify")):
         content = path.read_bytes()
         path.write_bytes(content[:-10])
         assert not is_whole(path)

@@ -46,7 +46,7 @@ OTHER = {
     "features.timesteps": "[50]", "features.stages": "[1, 3]", "features.spectra": "[0]",
     "features.profiles": "[1]", "features.precision": "bfloat16", "split.train_fraction": "0.2",
     "fusion.keep_timesteps": "2", "classifier.kind": "diffusion_ssftt", "classifier.patch": "9",
-    "classifier.hidden": "[8]", "map.tile": "48",
+    "classifier.hidden": "[8]", "classifier.experts": "[spectra]", "map.tile": "48",
 }  # fmt: skip
 """Values beside the default, where they are not made from its kind."""
 
