@@ -22,7 +22,7 @@ from pipeline.scene import open_scene, write_scene
 METHODS = [OURS, peers.SPECTRA, peers.PROFILES, peers.FEATURES, peers.FOREST, peers.TRANSFORMER]
 SETTINGS = [
     "split.train_per_class=6", "split.min_class=2", "split.seed=3", "classifier.members=2",
-    "classifier.epochs=60", "classifier.learning_rate=0.01",
+    "classifier.epochs=60", "classifier.learning_rate=0.01", "classifier.experts=[features]",
 ]  # fmt: skip
 
 
