@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from benchmarks.exact import random_unet
 from mtmsd.classifier import Sizes
+from mtmsd.experts import INPUTS, MAX_RANK, Expert
 from mtmsd.features import stage_widths
 from mtmsd.heads import make_member
 from mtmsd.purify import Selection
@@ -18,8 +19,9 @@ from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import Config
 from pipeline.member_training import described
 from pipeline.scene import Scene, open_scene, write_scene
+from pipeline.trained import HELD_OUT
 
-CLASSES, COMPONENTS = 20, 6
+CLASSES, COMPONENTS, ANCHORS = 20, 6, 500
 
 
 def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFolder, Scene]:
@@ -56,4 +58,8 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
         torch.manual_seed(member)
         head = make_member(config.classifier, config.fusion, sizes)
         save_file(head.state_dict(), folder.member(member), described(config, sizes, []))
+    for name in config.experts:
+        inputs = dict(zip(INPUTS, (2 * sizes.timesteps * sum(stages), spectra), strict=True))[name]
+        expert = Expert(inputs, min(inputs, MAX_RANK), ANCHORS, CLASSES)
+        save_file(expert.state_dict() | {HELD_OUT: torch.empty(0)}, folder.expert(name))
     return folder, open_scene(str(path / "scene.zarr"))

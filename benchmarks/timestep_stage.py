@@ -41,7 +41,8 @@ def main() -> None:
     features = replace(
         bench.config.features, timesteps=timesteps, stages=tuple(range(bench.config.unet.stages)), spectra=()
     )
-    classifier = replace(bench.config.classifier, members=options.members, calibrate=False)
+    head = bench.config.classifier
+    classifier = replace(head, members=options.members, experts=(), calibrate=False)
     whole = bench.config.model_copy(update={"features": features, "classifier": classifier})
     runs = [
         _scores(

@@ -60,7 +60,9 @@ def _of(features: Kinds, steps: list[int]) -> Kinds:
 
 def _quick(bench: Bench) -> Config:
     return bench.config.model_copy(
-        update={"classifier": replace(bench.config.classifier, members=1, epochs=40, calibrate=False)}
+        update={
+            "classifier": replace(bench.config.classifier, members=1, experts=(), epochs=40, calibrate=False)
+        }
     )
 
 
