@@ -61,5 +61,6 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
     for name in config.experts:
         inputs = dict(zip(INPUTS, (2 * sizes.timesteps * sum(stages), spectra), strict=True))[name]
         expert = Expert(inputs, min(inputs, MAX_RANK), ANCHORS, CLASSES)
-        save_file(expert.state_dict() | {HELD_OUT: torch.empty(0)}, folder.expert(name))
+        parts = {part: 0.1 * torch.randn(values.shape) for part, values in expert.state_dict().items()}
+        save_file(parts | {HELD_OUT: torch.empty(0)}, folder.expert(name))
     return folder, open_scene(str(path / "scene.zarr"))

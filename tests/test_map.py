@@ -75,7 +75,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_kinds_map_as_members_answer(tmp_path: Path, kind: str) -> None:
     """The map of any tiles is what the members say of each pixel's own features, one pixel at a time."""
-    config = load_config(None, [*SETTINGS, "patches.blend=0", *KINDS[kind]])
+    config = load_config(None, [*SETTINGS, "patches.blend=0", "classifier.experts=[]", *KINDS[kind]])
     folder = made(tmp_path / "run", config)
     if kind == "ssftt":
         folder.unet.unlink()  # nothing reads it
