@@ -1,4 +1,4 @@
-"""Tiles are written and marked while others are computed, however few CPUs there are."""
+"""Tiles are written and marked while others are computed, on a single CPU too."""
 
 from pathlib import Path
 
@@ -17,16 +17,19 @@ TILES = 60
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("cpus", [1, 3])
-def test_tiles_are_marked_while_others_are_read(cpus: int, tmp_path: Path) -> None:
-    """Else all that is finished is lost with the machine; at half of the tiles reads are far from done."""
+def test_tiles_are_marked_while_others_are_read(tmp_path: Path) -> None:
+    """Else all that is finished is lost with the machine; at half of the tiles reads are far from done.
+
+    Three CPUs have the same trouble where Ray reserves a share of them for each operator; two and a single one
+    where reads and writes take a quarter each.
+    """
     notes, markers = tmp_path / "notes", tmp_path / "done"
     notes.mkdir()
     markers.mkdir()
     zarr.open_group(tmp_path / "map.zarr", mode="w")
     source = UnitSource("tiles", range(TILES), TinyReader(TileGrid(SIDE, TILES * SIDE, SIDE)), ROW_BYTES)
     try:
-        ray.init(address="local", num_cpus=cpus, log_to_driver=False)
+        ray.init(address="local", num_cpus=1, log_to_driver=False)
         with ray_session(), metered("map", TILES, "tiles") as (meter, _):
             shares = share_out(ClusterConfig(gpu=False))
             rows = shares.through_actors(
