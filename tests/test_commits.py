@@ -18,10 +18,10 @@ TILES = 60
 
 @pytest.mark.cluster
 def test_tiles_are_marked_while_others_are_read(tmp_path: Path) -> None:
-    """Else all that is finished is lost with the machine; at half of the tiles reads are far from done.
+    """Else all that is finished is lost with the machine; half of the tiles are not yet read then.
 
-    Three CPUs have the same trouble where Ray reserves a share of them for each operator; two and a single one
-    where reads and writes take a quarter each.
+    So it goes where Ray reserves a share of the CPUs for each operator (also with three CPUs), or where a
+    read or a write takes a quarter of one (also with two).
     """
     notes, markers = tmp_path / "notes", tmp_path / "done"
     notes.mkdir()
