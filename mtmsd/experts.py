@@ -105,8 +105,9 @@ def fit_expert(x_ND: Tensor, position_N: Tensor, classes: int, folds: Sequence[T
         folds: One or more sets of folds (N,), as ``calibration.twin_folds`` gives them; -1: never held out.
     """
     anchors_A = _anchors(position_N)
-    map_DR, offset_R = _map(x_ND[anchors_A].double())
-    z_AR, position_A = x_ND[anchors_A].double() @ map_DR + offset_R, position_N[anchors_A]
+    x_AD, position_A = x_ND[anchors_A].double(), position_N[anchors_A]
+    map_DR, offset_R = _map(x_AD)
+    z_AR = x_AD @ map_DR + offset_R
     apart_AA = torch.cdist(z_AR, z_AR, compute_mode="donot_use_mm_for_euclid_dist").square()
     target_AC = F.one_hot(position_A, classes).double() - 1 / classes
     masks = [_masks(fold[anchors_A]) for fold in folds]
@@ -210,7 +211,7 @@ class Committee(Ensemble):
 
     @torch.inference_mode()
     def probabilities(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
-        """Class probabilities of pixels by all together: (1, P, C); arguments as of an ensemble's."""
+        """Class probabilities of pixels by all together: (1, P, C); arguments as of the ensemble's."""
         mean = self._ensemble.probabilities(centre_TPK, votes_MTPK[:-1], spectra_PE).mean(dim=0)
         said = []
         for name, expert in self._experts.items():
