@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from benchmarks.exact import random_unet
 from mtmsd.classifier import Sizes
-from mtmsd.experts import INPUTS, MAX_RANK, Expert
+from mtmsd.experts import MAX_RANK, Expert, input_width
 from mtmsd.features import stage_widths
 from mtmsd.heads import make_member
 from mtmsd.purify import Selection
@@ -59,7 +59,7 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
         head = make_member(config.classifier, config.fusion, sizes)
         save_file(head.state_dict(), folder.member(member), described(config, sizes, []))
     for name in config.experts:
-        inputs = dict(zip(INPUTS, (2 * sizes.timesteps * sum(stages), spectra), strict=True))[name]
+        inputs = input_width(name, sizes)
         expert = Expert(inputs, min(inputs, MAX_RANK), ANCHORS, CLASSES)
         parts = {part: 0.1 * torch.randn(values.shape) for part, values in expert.state_dict().items()}
         save_file(parts | {HELD_OUT: torch.empty(0)}, folder.expert(name))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtmsd.classifier import standardisation
+from mtmsd.classifier import Sizes, standardisation
 from mtmsd.ensemble import Ensemble
 from mtmsd.members import Pixels
 
@@ -82,6 +82,11 @@ class Fitted(NamedTuple):
     expert: Expert
     held_out_SNC: Tensor
     """Logits of each set of folds; NaN where a pixel was never held out."""
+
+
+def input_width(name: str, sizes: Sizes) -> int:
+    """D of the expert of this name, beside members of these sizes."""
+    return sizes.spectra if name == "spectra" else 2 * sizes.timesteps * sum(sizes.stages)
 
 
 def training_input(name: str, pixels: Pixels, standardise: bool) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from mtmsd.classifier import Sizes
 from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble, assemble
-from mtmsd.experts import MAX_RANK, Committee, Expert
+from mtmsd.experts import MAX_RANK, Committee, Expert, input_width
 from mtmsd.features import Extractor, Features, Readout, stage_widths
 from mtmsd.heads import make_member
 from mtmsd.members import Pixels, train_member
@@ -214,10 +214,10 @@ def _windows(config: Config, device: torch.device, classes: int | None) -> Work:
 
 def _experts(config: Config, sizes: Sizes, device: torch.device) -> dict[str, Expert]:
     """With the usual number of training pixels, and inputs as for one timestep."""
-    inputs = {"features": 2 * sum(sizes.stages), "spectra": sizes.spectra}
+    widths = {name: input_width(name, sizes) for name in config.experts}
     return {
-        name: Expert(inputs[name], min(inputs[name], MAX_RANK), _ANCHORS, sizes.classes).to(device)
-        for name in config.experts
+        name: Expert(width, min(width, MAX_RANK), _ANCHORS, sizes.classes).to(device)
+        for name, width in widths.items()
     }
 
 

@@ -52,7 +52,7 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     with metered("classify", total, "units") as (meter, record):
         meter.skip.remote(len(parts) - len(untrained))
         if config.fusion.keep_timesteps is not None and not folder.mixing.exists():
-            _train(keep_timesteps, config, folder, shares, [0], meter)
+            _train(keep_timesteps, config, folder, shares, [2 * config.classifier.members], meter)
         if untrained:
             _train(train_members, config, folder, shares, untrained, meter)
         _write_history(config, folder)

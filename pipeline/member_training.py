@@ -69,10 +69,10 @@ def described(config: Config, sizes: Sizes, history: History) -> dict[str, str]:
 
 def keep_timesteps(settings: dict[str, Any]) -> None:
     """Write which timesteps remain: those of the largest mixing weights of a member that read all."""
-    config, folder, _ = _told(settings)
-    member = 2 * config.classifier.members
+    config, folder, (member,) = _told(settings)
     timesteps, keep = config.features.timesteps, config.fusion.keep_timesteps
     assert keep is not None
+    assert isinstance(member, int)
     pixels, sizes = _training_pixels(config, folder, timesteps)
     head, _ = train_member(
         config.classifier, config.fusion, pixels, sizes, seed=config.seed, member=member
@@ -163,7 +163,7 @@ def _write_expert(
 ) -> Path:
     path, inputs = folder.expert(name), training_input(name, pixels, config.classifier.standardise)
     expert, held_out = fit_expert(inputs, pixels.position_N, sizes.classes, folds)
-    _save(path, expert.state_dict() | {HELD_OUT: held_out}, {"shape": json.dumps(list(held_out.shape))})
+    _save(path, expert.state_dict() | {HELD_OUT: held_out})
     return path
 
 

@@ -143,7 +143,7 @@ def test_units_of_one_read_travel_in_small_blocks(ray_cluster: None) -> None:
 
 @pytest.mark.cluster
 def test_long_reads_leave_room_for_writes(ray_cluster: None, tmp_path: Path) -> None:
-    """Two reads that outlast their buffers hold all CPUs that the actors leave, on two CPUs."""
+    """Four reads that outlast their buffers would hold all CPUs that the actors leave, on two CPUs."""
     grid, units = TileGrid(10 * SIDE, 8 * SIDE, SIDE), 80
     arrays = ("class", "confidence", "entropy")
     group = zarr.open_group(tmp_path / "map.zarr", mode="w")
@@ -156,7 +156,7 @@ def test_long_reads_leave_room_for_writes(ray_cluster: None, tmp_path: Path) -> 
     with metered("map", units, "tiles") as (meter, record):
         source = UnitSource("tiles", range(units), TinyReader(grid), ROW_BYTES)
         shares = share_out(ClusterConfig())
-        rows = read_units(source, tasks=2, together=1)
+        rows = read_units(source, tasks=4, together=1)
         rows = shares.through_actors(rows, units, SleepActor, (0.0, meter))
         regions = TileRegions(grid, arrays)
         write_units(rows, ChunkSink("map", tmp_path / "map.zarr", regions, tmp_path / "done", meter))
