@@ -19,7 +19,6 @@ from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import Config
 from pipeline.member_training import described
 from pipeline.scene import Scene, open_scene, write_scene
-from pipeline.trained import HELD_OUT
 
 CLASSES, COMPONENTS, ANCHORS = 20, 6, 500
 
@@ -62,5 +61,5 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
         inputs = input_width(name, sizes)
         expert = Expert(inputs, min(inputs, MAX_RANK), ANCHORS, CLASSES)
         parts = {part: 0.1 * torch.randn(values.shape) for part, values in expert.state_dict().items()}
-        save_file(parts | {HELD_OUT: torch.empty(0)}, folder.expert(name))
+        save_file(parts, folder.expert(name))
     return folder, open_scene(str(path / "scene.zarr"))

@@ -45,7 +45,10 @@ class ClassifierConfig:
     label_smoothing: float = 0.1
     """Share of a label that is spread over all classes."""
     epochs: int = 100
-    """Passes over the training pixels."""
+    """Passes over the training pixels, where they take no more than ``steps``."""
+    steps: int | None = 8000
+    """Steps at most: many training pixels are passed over fewer times, but once (null, as the paper: any
+    number)."""
     batch: int = 64
     """Training pixels per step."""
     learning_rate: float = 1e-3
@@ -70,6 +73,10 @@ class ClassifierConfig:
         for name, least in (("members", 1), ("epochs", 1), ("batch", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"classifier.{name} must be at least {least}, found {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"classifier.steps must be at least 1, found {self.steps}")
+        if len(set(self.experts)) < len(self.experts):
+            raise ValueError(f"classifier.experts names one twice: {', '.join(self.experts)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"classifier.dropout must lie in [0, 1), found {self.dropout}")
         if not 0 < self.set_level < 1:
@@ -79,6 +86,15 @@ class ClassifierConfig:
                 f"classifier.patch must be odd, for the pixel lies in its middle, and at least 7, for the "
                 f"convolutions take 4 and tokens are made of several pixels; found {self.patch}"
             )
+
+    def passes(self, pixels: int) -> int:
+        """Epochs over so many training pixels.
+
+        >>> [ClassifierConfig(epochs=100, batch=64, steps=8000).passes(n) for n in (50, 5120, 12800, 10**6)]
+        [100, 100, 40, 1]
+        """
+        each = max(1, pixels // self.batch)
+        return self.epochs if self.steps is None else min(self.epochs, max(1, self.steps // each))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ ENSEMBLE_WEIGHT = 0.5
 """Power of the ensemble's probabilities; the experts share the rest."""
 MAX_ANCHORS, MAX_RANK = 2000, 128
 """Training pixels that pixels are compared with, and numbers that are compared, at most."""
+_RARE = 50
+"""Of a class with so few training pixels all are anchors, where there are not too many classes."""
 _WIDTHS = (0.1, 0.3, 1.0, 3.0)
 """Gammas, times 1 / (D variance)."""
 _RIDGES = (1e-3, 1e-2, 1e-1)
@@ -109,13 +111,13 @@ def fit_expert(x_ND: Tensor, position_N: Tensor, classes: int, folds: Sequence[T
         classes: C.
         folds: One or more sets of folds (N,), as ``calibration.twin_folds`` gives them; -1: never held out.
     """
-    anchors_A = _anchors(position_N)
+    anchors_A = _anchors(position_N, classes)
     x_AD, position_A = x_ND[anchors_A].double(), position_N[anchors_A]
     map_DR, offset_R = _map(x_AD)
     z_AR = x_AD @ map_DR + offset_R
     apart_AA = torch.cdist(z_AR, z_AR, compute_mode="donot_use_mm_for_euclid_dist").square()
     target_AC = F.one_hot(position_A, classes).double() - 1 / classes
-    masks = [_masks(fold[anchors_A]) for fold in folds]
+    masks = [_masks(fold[anchors_A], position_A) for fold in folds]
     best, said = (float("inf"), *_UNTESTED), torch.full((len(folds), *target_AC.shape), torch.nan).double()
     for gamma, ridge in itertools.product(_WIDTHS, _RIDGES) if any(masks) else ():
         held_SAC = _held_out(torch.exp(-gamma * apart_AA), target_AC, ridge, masks)
@@ -131,20 +133,32 @@ def fit_expert(x_ND: Tensor, position_N: Tensor, classes: int, folds: Sequence[T
     found = {name: value * gamma**0.5 for name, value in found.items()} | {"coefficient_AC": coefficient_AC}
     expert = Expert.of({name: value.float() for name, value in found.items()})
     held_out = torch.full((len(folds), len(position_N), classes), torch.nan)
-    held_out[:, anchors_A] = said.float().cpu()
+    held_out[:, anchors_A.cpu()] = said.float().cpu()
     return Fitted(expert, held_out)
 
 
-def _anchors(position_N: Tensor) -> Tensor:
-    """Indices, ascending, of all pixels, or of ``MAX_ANCHORS`` spread evenly over those of each class."""
-    by_class_N = position_N.argsort(stable=True)
-    spread = torch.linspace(0, len(position_N) - 1, min(len(position_N), MAX_ANCHORS), dtype=torch.float64)
-    return by_class_N[spread.round().long().to(by_class_N.device)].sort().values
+def _anchors(position_N: Tensor, classes: int) -> Tensor:
+    """Indices, ascending, of all pixels, or of ``MAX_ANCHORS``: of each class at least ``_RARE`` (or all that
+    it has), beyond that in proportion, spread evenly over the order of its pixels."""
+    if len(position_N) <= MAX_ANCHORS:
+        return torch.arange(len(position_N), device=position_N.device)
+    count_C = position_N.bincount(minlength=classes)
+    least_C = count_C.clamp(max=min(_RARE, MAX_ANCHORS // classes))
+    more_C = count_C - least_C
+    number_C = least_C + more_C * (MAX_ANCHORS - least_C.sum()) // more_C.sum()
+    found = []
+    for k, number in enumerate(number_C.tolist()):
+        mine = (position_N == k).nonzero()[:, 0]
+        spread = torch.linspace(0, len(mine) - 1, number, dtype=torch.float64)
+        found.append(mine[spread.round().long().to(mine.device)])
+    return torch.cat(found).sort().values
 
 
-def _masks(fold_A: Tensor) -> list[Tensor]:
-    """Which pixels each fold holds out."""
-    return [fold_A == k for k in range(int(fold_A.max()) + 1) if (fold_A == k).any()]
+def _masks(fold_A: Tensor, position_A: Tensor) -> list[Tensor]:
+    """Which anchors each fold holds out, but for classes that would keep none."""
+    folds = [fold_A == k for k in range(int(fold_A.max()) + 1)]
+    masks = [held_A & torch.isin(position_A, position_A[~held_A]) for held_A in folds]
+    return [mask_A for mask_A in masks if mask_A.any()]
 
 
 def _map(x_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,12 +55,12 @@ def train_member(
         if config.standardise:
             head.standardise(*pixels[:3])
         optimizer = torch.optim.AdamW(
-            head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        batch = min(config.batch, n)
-        for epoch in range(config.epochs):
+        batch, epochs = min(config.batch, n), config.passes(n)
+        for epoch in range(epochs):
             for group in optimizer.param_groups:
-                group["lr"] = _cosine(config, epoch)
+                group["lr"] = _cosine(config, epoch / epochs)
             order, loss_sum, right = torch.randperm(n).to(device), 0.0, 0
             for start in range(0, n - batch + 1, batch):
                 *features, position = pixels.at(order[start : start + batch])
@@ -76,8 +76,8 @@ def train_member(
     return head.eval(), history
 
 
-def _cosine(config: ClassifierConfig, epoch: int) -> float:
-    wave = (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+def _cosine(config: ClassifierConfig, done: float) -> float:
+    wave = (1 + math.cos(math.pi * done)) / 2
     return config.final_rate + (config.learning_rate - config.final_rate) * wave
 
 

@@ -104,12 +104,12 @@ class RunFolder:
         """Weights of one member of the ensemble."""
         return self.classifier / f"member_{index}.safetensors"
 
-    def held_out(self, index: int) -> Path:
-        """What a member's twin says of training pixels that it did not see."""
-        return self.classifier / f"held_out_{index}.safetensors"
+    def held_out(self, trainee: int | str) -> Path:
+        """What a member's twin, or an expert, says of training pixels that it was not given."""
+        return self.classifier / f"held_out_{trainee}.safetensors"
 
     def expert(self, name: str) -> Path:
-        """An expert, and what it says of training pixels that it was not given."""
+        """Weights of an expert."""
         return self.classifier / f"expert_{name}.safetensors"
 
     def config(self) -> Config:
@@ -121,6 +121,7 @@ class RunFolder:
         values = read_json(self.run)["config"]
         values["features"].setdefault("profiles", [])
         values["classifier"].setdefault("experts", [])
+        values["classifier"].setdefault("steps", None)
         return make_config(values, self.run)
 
     def records(self) -> dict[str, Any]:

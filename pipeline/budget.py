@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtmsd.experts import MAX_ANCHORS
 from mtmsd.features import feature_width, windows_at_once
 from mtmsd.split import TRAIN
 from mtmsd.unet import UNetConfig
@@ -29,6 +30,8 @@ from pipeline.units import TileGrid
 _PROCESS = 600 << 20
 """Resident memory of a process that has imported torch and Ray (measured: 560 to 590 MiB)."""
 _FLOAT = 4
+_MATRICES = 8
+"""Of anchors by anchors, in double precision, that the training of an expert holds (measured)."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,7 @@ def _done(stage: str, config: Config, folder: RunFolder) -> int:
         newest = checkpoints(folder.pretrain)[-1:]
         return int(newest[0].stem.removeprefix("step-")) if newest else 0
     if stage == "classify":
-        made = [folder.member(index).exists() for index in range(config.classifier.members)]
-        return sum([*made, *(folder.expert(name).exists() for name in config.experts)])
+        return sum(folder.member(index).exists() for index in range(config.classifier.members))
     return len(folder.done_units(stage))
 
 
@@ -139,12 +141,13 @@ def _classify(config: Config, scene: Scene) -> dict[str, Any]:
     _, _, _, split = labelled_split(config, scene)
     features, members, train = _feature_bytes(config), config.classifier, int((split == TRAIN).sum())
     twins = members.calibrate * (2 if config.split.protocol == "blocks" else 1)
-    epochs = members.members * members.epochs * (1 + twins)
+    epochs = members.members * members.passes(train) * (1 + twins)
     return {
-        "unit": "members", "units": members.members + len(config.experts),
+        "unit": "members", "units": members.members,
         "bytes_read": len(split) * features,
-        # A worker holds the training pixels' features, and their standardised copy.
-        "actor_bytes": _PROCESS + 2 * train * features,
+        # A worker holds the training pixels' features and copies of them, an expert matrices of its anchors.
+        "actor_bytes": _PROCESS + 3 * train * features
+        + (_MATRICES * min(train, MAX_ANCHORS) ** 2 * 8 if config.experts else 0),
         "member_steps": epochs * max(1, train // members.batch),
     }  # fmt: skip
 
@@ -257,8 +260,8 @@ def processes(config: Config, cost: Cost, machine: Machine) -> int:
     wanted = config.cluster.actors or usual
     if cost.stage == "pretrain":
         wanted = config.cluster.train_workers
-    if cost.stage in ("classify", "report"):
-        wanted = 1 if cost.stage == "report" else min(machine.cpus, config.classifier.members)
+    if cost.stage == "classify":
+        return min(machine.cpus, cost.units + len(config.experts))
     return max(1, min(wanted, cost.units))
 
 

@@ -84,7 +84,7 @@ def _pieces_left(cost: Cost) -> int:
 
 def _side_by_side(config: Config, cost: Cost, machine: Machine) -> int:
     """Processes that share a stage's pieces; a training step is one piece for all workers together."""
-    if cost.stage == "reduce":
+    if cost.stage in ("reduce", "classify"):  # members' steps are the pieces, experts have none
         return min(machine.cpus, cost.units)
     return 1 if cost.stage == "pretrain" else processes(config, cost, machine)
 

@@ -27,7 +27,6 @@ from pipeline.progress import metered, peak_rss
 from pipeline.readers import GROUP
 from pipeline.train import fit
 from pipeline.trained import (
-    HELD_OUT,
     is_trained,
     load_ensemble,
     load_members,
@@ -114,7 +113,7 @@ def _calibrate(config: Config, folder: RunFolder) -> None:
     hardest = kind == kind.max() if len(kind) else kind.bool()
     probability = (logits[hardest] / temperature).softmax(dim=1)
     said = [
-        read_weights(folder.expert(name))[0][HELD_OUT][kind[hardest], pixel[hardest]]
+        read_weights(folder.held_out(name))[0]["logits"][kind[hardest], pixel[hardest]]
         for name in config.experts
     ]
     there = torch.stack([one.isfinite().all(dim=1) for one in said]).all(dim=0) if said else slice(None)

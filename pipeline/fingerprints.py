@@ -52,6 +52,10 @@ def stage_settings(config: Config, stage: str) -> dict[str, Any]:
         chosen.pop("supertokens", None)
     if stage == "pretrain" and not config.reads_features:
         chosen["classifier"] = {"kind": values["classifier"]["kind"]}
+    if stage == "classify":  # what says nothing is left out, as it was before there were these settings
+        for key, value in (("experts", list(config.experts)), ("steps", config.classifier.steps)):
+            chosen["classifier"].pop(key)
+            chosen["classifier"] |= {key: value} if value else {}
     if stage == "extract" and config.patch:
         chosen["classifier"] = {key: values["classifier"][key] for key in ("kind", "patch")}
     return chosen

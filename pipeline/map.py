@@ -204,11 +204,8 @@ def _lay_out(place: Path, scene: Scene, grid: TileGrid, classes: ClassTable, reg
     code_type = "uint8" if max(classes.codes) < 256 else "uint16"
     about: dict[str, dict[str, Any]] = {
         "class": {"long_name": "class", **to_attributes(classes)},
-        "confidence": {
-            "long_name": "mean probability of the class over the ensemble",
-            "units": "1",
-        },
-        "entropy": {"long_name": "entropy of the ensemble's mean probabilities", "units": "nat"},
+        "confidence": {"long_name": "probability of the class", "units": "1"},
+        "entropy": {"long_name": "entropy of the classes' probabilities", "units": "nat"},
     }
     for name, suffix in itertools.product(ARRAYS, ("", PIXEL) if regional else ("",)):
         integer, said = name == "class", dict(about[name])

@@ -27,7 +27,7 @@ from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config
 from pipeline.progress import peak_rss
-from pipeline.trained import HELD_OUT, is_trained, read_timesteps
+from pipeline.trained import is_trained, read_timesteps
 
 FEATURES = ("centre", "pooled", "spectra")
 """Arrays of features.zarr that members read."""
@@ -163,7 +163,9 @@ def _write_expert(
 ) -> Path:
     path, inputs = folder.expert(name), training_input(name, pixels, config.classifier.standardise)
     expert, held_out = fit_expert(inputs, pixels.position_N, sizes.classes, folds)
-    _save(path, expert.state_dict() | {HELD_OUT: held_out})
+    if config.classifier.calibrate:
+        _save(folder.held_out(name), {"logits": held_out})
+    _save(path, expert.state_dict())
     return path
 
 

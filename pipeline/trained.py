@@ -24,9 +24,6 @@ from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
 from pipeline.errors import UserError
 
-HELD_OUT = "held_out"
-"""In the file of an expert: its logits of training pixels that it was not given."""
-
 
 def is_whole(path: Path) -> bool:
     """Whether a file of weights is there and complete; a damaged one is said."""
@@ -46,10 +43,9 @@ def trainees(config: Config) -> list[int | str]:
 
 
 def is_trained(config: Config, folder: RunFolder, trainee: int | str) -> bool:
-    """Whether a member, and what its twin says of held-out pixels, or an expert is there and whole."""
-    if isinstance(trainee, str):
-        return is_whole(folder.expert(trainee))
-    needed = [folder.member(trainee), *([folder.held_out(trainee)] if config.classifier.calibrate else [])]
+    """Whether a member or an expert, and what it or its twin says of held-out pixels, is there and whole."""
+    weights = folder.expert(trainee) if isinstance(trainee, str) else folder.member(trainee)
+    needed = [weights, *([folder.held_out(trainee)] if config.classifier.calibrate else [])]
     return all(is_whole(path) for path in needed)
 
 
@@ -150,6 +146,5 @@ def load_ensemble(config: Config, folder: RunFolder, gpu: bool) -> Ensemble:
     experts = {}
     for name in config.experts:
         tensors, _ = read_weights(folder.expert(name))
-        del tensors[HELD_OUT]
         experts[name] = Expert.of(tensors).to("cuda" if gpu else "cpu")
     return Committee(ensemble, experts) if experts else ensemble

@@ -56,7 +56,7 @@ def test_counts_by_hand(small: tuple[Config, RunFolder, str]) -> None:
     # three; float32.
     kept = 2 * 2 * small[0].kept_channels * 4 + (4 * 4 + 2 * 3 * 4) * 4
     assert extract.bytes_written == 128 * (kept + 4 * 8)
-    assert (planned["classify"].units, planned["classify"].bytes_read) == (2 + 2, 128 * kept)
+    assert (planned["classify"].units, planned["classify"].bytes_read) == (2, 128 * kept)
     assert planned["classify"].member_steps == 2 * 2 * 5 * 1  # members and twins, epochs, 64 pixels
     tiles = planned["map"]  # 2 x 2 tiles of 64 pixels, 25 x 23 blocks of 4 in all, and a halo of 12 pixels
     assert (tiles.units, tiles.windows, tiles.unet_passes) == (4, 25 * 23, 2 * 25 * 23)

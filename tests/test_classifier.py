@@ -288,10 +288,21 @@ def test_an_ensemble_answers_pixels_one_by_one_as_together() -> None:
     assert alone.position_N[0] == together.position_N[7]
 
 
+def test_many_pixels_are_passed_over_fewer_times() -> None:
+    """60 pixels in batches of 16: three steps an epoch."""
+    for steps, epochs in ((None, 12), (100, 12), (20, 6), (1, 1)):
+        _, history = train_member(
+            replace(QUICK, steps=steps), FusionConfig(), Pixels(*toy(60)), SIZES, seed=1, member=0
+        )
+        assert len(history) == epochs
+
+
 def test_impossible_classifiers_are_refused() -> None:
-    for name, value in (("members", 0), ("epochs", 0), ("batch", 1)):
+    for name, value in (("members", 0), ("epochs", 0), ("steps", 0), ("batch", 1)):
         with pytest.raises(ValueError, match=rf"classifier\.{name} must be at least .*, found {value}"):
             ClassifierConfig(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="names one twice: spectra, spectra"):
+        ClassifierConfig(experts=("spectra", "spectra"))
     for dropout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"classifier\.dropout must lie in \[0, 1\)"):
             ClassifierConfig(dropout=dropout)

@@ -92,15 +92,46 @@ def test_what_is_never_held_out() -> None:
     assert alone.expert(x[[0, 3, 6]]).argmax(dim=1).tolist() == [0, 1, 2]
 
 
-def test_many_pixels_give_anchors_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experts, "MAX_ANCHORS", 20)
-    x, _ = drawn(200, 4)
-    position = torch.tensor([0] * 150 + [1] * 40 + [2] * 10)
-    order = torch.from_numpy(np.random.default_rng(0).permutation(200))
-    fitted = fit_expert(x[order], position[order], CLASSES, folds_of(position[order]))
-    assert fitted.expert.anchor_AR.shape == (20, 4)
+@pytest.mark.parametrize(
+    ("pixels", "anchors"),
+    [
+        ([1500, 300, 10], [1500, 300, 10]),  # all
+        ([40000, 3, 30000, 8, 29989], [774, 3, 593, 8, 593 + 28]),
+        ([3000] * 5, [400] * 5),
+        ([100] * 200, [10] * 200),
+    ],
+)  # fmt: skip
+def test_rare_classes_keep_their_anchors(pixels: list[int], anchors: list[int]) -> None:
+    position = torch.repeat_interleave(torch.arange(len(pixels)), torch.tensor(pixels))
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(position)))
+    found = experts._anchors(position[order], len(pixels))
+    assert found.diff().min() > 0
+    assert len(found) <= experts.MAX_ANCHORS
+    counts = position[order][found].bincount(minlength=len(pixels)).tolist()
+    assert counts == pytest.approx(anchors, abs=30)
+    assert [c for c, n in zip(counts, pixels, strict=True) if n < 10] == [n for n in pixels if n < 10]
+
+
+def test_many_pixels_are_as_good_as_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "MAX_ANCHORS", 60)
+    x, position = drawn(600, 4)
+    fitted = fit_expert(x, position, CLASSES, folds_of(position))
+    assert fitted.expert.anchor_AR.shape == (60, 4)
+    assert fitted.held_out_SNC[0].isfinite().all(dim=1).sum() == 60
+    assert (fitted.expert(x).argmax(dim=1) == position).float().mean() > 0.7
+
+
+def test_no_class_is_held_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a class whose pixels lie in two folds, anchors may all lie in one."""
+    monkeypatch.setattr(experts, "MAX_ANCHORS", 12)
+    x, position = drawn(60, 4)
+    fold = torch.arange(60) % 2
+    fold[position == 2] = 0
+    fold[59] = 1
+    fitted = fit_expert(x, position, CLASSES, [fold])
     held = fitted.held_out_SNC[0].isfinite().all(dim=1)
-    assert position[order][held].bincount().tolist() == [15, 4, 1]
+    assert held[position < 2].sum() == 8
+    assert (held & (position == 2) & (fold == 0)).sum() in (0, 3)
 
 
 def test_constant_inputs_count_nowhere() -> None:

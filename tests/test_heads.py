@@ -186,6 +186,16 @@ def test_settings_of_other_kinds_change_no_fingerprint() -> None:
     assert both["classifier"] == {"kind": "diffusion_ssftt", "patch": 9}
 
 
+def test_experts_without_effect_are_in_no_fingerprint() -> None:
+    def said(*overrides: str) -> set[str]:
+        return set(stage_settings(load_config(None, overrides), "classify")["classifier"])
+
+    everything = said()
+    for settings in (["classifier.vote=majority"], PATCHES, ["classifier.experts=[]"]):
+        assert said(*settings) == everything - {"experts"} | ({"kind"} if settings == PATCHES else set())
+    assert said("classifier.steps=null") == everything - {"steps"}
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -99,7 +99,7 @@ def test_all_twins_say_the_temperature_and_those_without_blocks_the_sets(
     likely = (logits[kind == 1] / found["temperature"]).softmax(dim=1)
     pixel = torch.cat([part["pixel"] for part in stored])[kind == 1]
     assert torch.equal(position[kind == 1], pixels.position_N[pixel])
-    expert = read_weights(folder.expert("features"))[0]["held_out"][1][pixel]
+    expert = read_weights(folder.held_out("features"))[0]["logits"][1][pixel]
     assert found["sets"]["threshold"] == set_threshold(pool(likely, [expert]), position[kind == 1], 0.95)
     assert found["sets"]["threshold"] != set_threshold(likely, position[kind == 1], 0.95)
     assert found["held_out_pixels"] == (kind == 0).sum()
