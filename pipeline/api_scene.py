@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.georeference import Floats, Transform, parse_transform, plain_index, regular, settled_transform
 from pipeline.ingest_labels import to_codes
 from pipeline.scene import open_scene, write_scene
-from pipeline.scene_arrays import NM_PER_UNIT, packing, stated_fills
+from pipeline.scene_arrays import NM_PER_UNIT, one_fill, packing, stated_fills
 
 _BANDS = ("band", "wavelength")
 
@@ -38,10 +38,7 @@ def put_scene(source: xr.Dataset | str | Path, labels: Any, path: Path) -> Path:
     target = path.with_name(f"{path.name}.{os.getpid()}.new") if there else path
     reflectance = _reflectance(dataset)
     codes, classes = _labels(dataset, reflectance, labels)
-    fills = stated_fills(reflectance.attrs)
-    data = reflectance.data
-    for other in fills[1:]:  # a scene that is written has one
-        data = da.where(data == other, reflectance.dtype.type(fills[0]), data)
+    data, fill = one_fill(reflectance.data, reflectance.attrs)
     try:
         write_scene(
             target,
@@ -53,7 +50,7 @@ def put_scene(source: xr.Dataset | str | Path, labels: Any, path: Path) -> Path:
             classes=classes,
             scale_factor=_number(reflectance, "scale_factor"),
             add_offset=_number(reflectance, "add_offset"),
-            fill_value=fills[0] if fills else None,
+            fill_value=fill,
         )
         if there:
             _same(target, path)

@@ -48,13 +48,18 @@ def machine_at_hand(folder: Path) -> Machine:
         memory = min((int(node["memory"]) for node in nodes), default=0)
         cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
         return Machine(cpus, memory, max(1, len(nodes)), free, gpus)
-    memory, limit = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        Path("/sys/fs/cgroup/memory.max"),
-    )
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+    return Machine(*_own_share(), 1, free, torch.cuda.device_count())
+
+
+def _own_share(limits: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """CPUs and bytes of memory of this machine, or of the container that this process runs in."""
+    cpus, memory = os.cpu_count() or 1, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if (file := limits / "cpu.max").exists():
+        quota, period = file.read_text().split()
+        cpus = min(cpus, max(1, int(quota) // int(period))) if quota.isdigit() else cpus
+    if (file := limits / "memory.max").exists() and (text := file.read_text().strip()).isdigit():
         memory = min(memory, int(text))
-    return Machine(os.cpu_count() or 1, memory, 1, free, torch.cuda.device_count())
+    return cpus, memory
 
 
 def shown(count: int) -> str:

@@ -1,10 +1,11 @@
 """What a command will do: which stages are done, which remain, and whether the folder fits."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import STAGES, RunFolder
+from pipeline.artifacts import STAGES, RunFolder, read_json
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.fingerprints import fingerprints, stage_settings
@@ -68,7 +69,7 @@ def make_plan(
             continue
         same = record is not None and record["fingerprint"] == prints[stage]
         if record is not None and not same and index < start:
-            raise UserError(_changed(config, folder, stage))
+            raise UserError(_changed(config, folder, stage, model))
         if end <= index < start:
             continue
         if same and record is not None and record["status"] == "done" and (index < start or goes_on):
@@ -88,9 +89,9 @@ def make_plan(
     return Plan(scene_fingerprint, prints, tuple(done), tuple(todo), tuple(forget), model)
 
 
-def _changed(config: Config, folder: RunFolder, stage: str) -> str:
+def _changed(config: Config, folder: RunFolder, stage: str, model: Path | None) -> str:
     """Which setting differs from the run that made the stage."""
-    old = folder.config()
+    old, about = folder.config(), read_json(folder.run)
     again = f"choose another --out, or --from {stage} to make it and later stages again"
     for earlier in STAGES[: STAGES.index(stage) + 1]:
         settings = [_flat(stage_settings(c, earlier)) for c in (old, config)]
@@ -99,14 +100,20 @@ def _changed(config: Config, folder: RunFolder, stage: str) -> str:
         )
         for key in settings[1] | settings[0]:
             if before[key] != now[key]:
-                return (
-                    f"--out {folder.path}: stage {earlier} was made with {key} = {before[key]}, the "
-                    f"command asks for {now[key]}; {again}"
+                was, asked = (
+                    value if isinstance(value := values[key], str) else json.dumps(value)
+                    for values in (before, now)
                 )
-    return (
-        f"--out {folder.path}: stage {stage} was made from another scene, labels or model, or by an "
-        f"earlier version; {again}"
-    )
+                return (
+                    f"--out {folder.path}: stage {earlier} was made with {key} = {was}, the command asks for "
+                    f"{asked}; repeat the settings of the run's command ({about['command']}), {again}"
+                )
+    made, given = about["model"], str(model) if model else None
+    if made != given:
+        why = f"with {f'--model {made}' if made else 'no --model'}, the command gives {given or 'none'}"
+    else:
+        why = "from other labels or another state of the model, or by an earlier version"
+    return f"--out {folder.path}: stage {stage} was made {why}; {again}"
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
     schedule = Schedule(config.diffusion)
     meter: ActorHandle[Any] | None = settings["meter"] if rank == 0 else None
     if meter is not None:
-        meter.skip.remote(start)
+        meter.begin_at.remote(start)
     losses: list[float] = []
     for step, patches in _patches(config, reduced, share, start, device):
         losses.append(

@@ -58,6 +58,10 @@ class Meter:
         """Count units that an interrupted run has finished: done, but no part of the rate."""
         self._sums["skipped"] += units
 
+    def begin_at(self, done: int) -> None:
+        """Go on where so many units are done: after a loss fewer than have been counted."""
+        self._sums["skipped"] = done - self._sums["units"]
+
     def observe(self, **values: float) -> None:
         """Note the latest value of what is watched, e.g. ``loss``."""
         self._latest |= values

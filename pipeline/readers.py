@@ -3,7 +3,8 @@
 Each is a small picklable value; arrays are opened, and decoded chunks kept, in the process that reads.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
 
@@ -155,6 +156,8 @@ class WindowReader:
     """First pixel of each unit, and the number of pixels."""
     most: tuple[int, int]
     """Pixels and windows of the largest unit."""
+    first: int = 0
+    """The unit to which the first of ``starts`` belongs."""
 
     @staticmethod
     def plan(
@@ -185,9 +188,15 @@ class WindowReader:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def part(self, units: Sequence[int]) -> "WindowReader":
+        """The reader of the units from the first to the last of some: it holds their pixels alone."""
+        starts = self.starts[units[0] - self.first : units[-1] + 2 - self.first]
+        mine = slice(starts[0], starts[-1])
+        return replace(self, y=self.y[mine], x=self.x[mine], starts=starts - starts[0], first=units[0])
+
     def __call__(self, unit: int) -> Row:
         """Read the windows of a unit's pixels."""
-        mine = slice(self.starts[unit], self.starts[unit + 1])
+        mine = slice(*self.starts[unit - self.first :][:2])
         y, x, patches, side = self.y[mine], self.x[mine], self.patches, self.patches.side
         blocks, window = np.unique(patches.block(np.stack([y, x])), axis=1, return_inverse=True)
         windows = np.zeros((self.most[1], self.reduced.shape[0], side, side), np.float32)

@@ -71,6 +71,8 @@ def main(
             "absolute --out",
             file=sys.stderr,
         )
+    if folder.path.is_file():
+        raise UserError(f"--out {folder.path}: expected a folder, found a file; choose another --out")
     if model is not None:
         if location(model).resolve() == folder.path:
             raise UserError(f"--out {folder.path}: is the model itself; choose another --out")
@@ -132,10 +134,14 @@ def _say_budget(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> 
 
     planned = budget.costs(config, folder, scene, plan)
     at_hand = machine.machine_at_hand(folder.path)
+    try:
+        budget.check_fits(config, planned, at_hand)
+    except UserError:  # nor would a piece of it that is to be timed
+        print(f"\n{budget.table(planned, {})}\n\n{at_hand}")
+        raise
     seconds = calibrate.estimates(config, scene, planned, at_hand)
     times = {stage: calibrate.spoken(value) for stage, value in seconds.items()}
     print(f"\n{budget.table(planned, times)}\n\n{at_hand}\n{calibrate.said(seconds)}")
-    budget.check_fits(config, planned, at_hand)
 
 
 def _demo_scene(folder: RunFolder) -> str:

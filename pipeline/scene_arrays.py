@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import zarr
 from zarr.errors import BaseZarrError, ZarrUserWarning
@@ -209,6 +210,15 @@ def stated_fills(attributes: Mapping[str, Any]) -> list[float]:
             if (fill := _number(one)) is not None and fill not in fills:
                 fills.append(fill)
     return fills
+
+
+def one_fill(data: da.Array, attributes: Mapping[str, Any]) -> tuple[da.Array, float | None]:
+    """Return data whose values of "no data" are all one, and that value (None where none is stated)."""
+    whole = data.dtype.kind in "iu"
+    fills = [fill for fill in stated_fills(attributes) if not whole or float(fill).is_integer()]
+    for other in fills[1:]:
+        data = da.where(data == other, data.dtype.type(fills[0]), data)
+    return data, fills[0] if fills else None
 
 
 def encode_fill(value: float, dtype: np.dtype[Any]) -> int | str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import ray.data
@@ -37,6 +37,15 @@ class Reader(Protocol):
 
     def __call__(self, unit: int) -> Row:
         """The row of a unit: arrays and scalars by name."""
+        ...
+
+
+@runtime_checkable
+class DivisibleReader(Reader, Protocol):
+    """Reads with the help of values that grow with the number of units: a task gets those of its own."""
+
+    def part(self, units: Sequence[int]) -> Reader:
+        """The same reader, for some units (ascending) alone."""
         ...
 
 
@@ -78,7 +87,8 @@ class UnitSource(Datasource):
                 num_rows=len(units), size_bytes=len(units) * self.row_bytes, exec_stats=None,
                 input_files=None,
             )  # fmt: skip
-            tasks.append(ReadTask(_ReadUnits(self._reader, units), metadata))
+            reader = self._reader.part(units) if isinstance(self._reader, DivisibleReader) else self._reader
+            tasks.append(ReadTask(_ReadUnits(reader, units), metadata))
         return tasks
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtmsd.split import TRAIN
+from pipeline import calibrate
 from pipeline import machine as machine_module
 from pipeline.artifacts import RunFolder
 from pipeline.budget import Cost, check_fits, costs, table, unet_bytes
@@ -156,11 +157,31 @@ def test_dry_run_says_it_and_refuses(
     assert re.search(r"^map .* about [\d.]+ s$", output, re.MULTILINE), "an estimate of a real calibration"
     assert re.search(r"^time: about [\d.]+ s in all; an estimate", output, re.MULTILINE)
     monkeypatch.setattr(machine_module, "machine_at_hand", lambda folder: Machine(2, 64 * GIB, 1, MIB))
+    monkeypatch.setattr(calibrate, "estimates", None)  # what cannot fit is not tried
     assert cli(arguments) == 2
     output = capsys.readouterr()
     assert "U-Net passes" in output.out, "the budget is shown all the same"
     assert output.err.strip().splitlines()[-1].startswith("error: the run needs up to")
     assert not folder.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, (64, 8 * GIB)),
+        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, (64, 8 * GIB)),
+        ({"cpu.max": "250000 100000\n", "memory.max": f"{GIB}\n"}, (2, GIB)),
+        ({"cpu.max": "50000 100000\n"}, (1, 8 * GIB)),
+    ],
+)  # fmt: skip
+def test_a_container_has_its_share(
+    files: dict[str, str], expected: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 8 << 18, "SC_PAGE_SIZE": 4096}.get)
+    assert machine_module._own_share(tmp_path) == expected
 
 
 def test_bytes_for_people() -> None:

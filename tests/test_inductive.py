@@ -72,7 +72,7 @@ def test_test_blocks_reach_neither_reduction_nor_pretraining(
     assert not np.isnan(np.asarray(features["centre"][...])).any(), "features are of every pixel"
 
     other = arguments(tiny_scene, plain.path, [*INDUCTIVE, "split.seed=9"], "--from", "extract")
-    refused(capsys, other, "stage reduce was made with split.seed = None", "choose another --out")
+    refused(capsys, other, "stage reduce was made with split.seed = null", "choose another --out")
 
 
 def test_labels_that_cannot_serve_are_told_before_anything_is_learnt(

@@ -54,6 +54,37 @@ def write_emit(path: Path, **changes: Any) -> None:
         bands.createVariable("good_wavelengths", "u1", ("bands",))[:] = [1, 1, 0]
 
 
+@pytest.mark.parametrize("kind", ["netcdf", "zarr"])
+def test_every_value_of_no_data_is_one(kind: str, tmp_path: Path) -> None:
+    """_FillValue where nothing was written, missing_value where the sensor saw nothing."""
+    values, expected = swath().transpose(2, 0, 1).copy(), swath().transpose(2, 0, 1).copy()
+    values[:, 1, 2], values[:, 3, 0] = -9999, -8888
+    expected[:, 1, 2] = expected[:, 3, 0] = np.nan
+    labels = np.array([[1, 2, 9, 8]] * ROWS, np.int32)
+    if kind == "netcdf":
+        with netCDF4.Dataset(tmp_path / "two.nc", "w") as file:
+            for name, size in (("band", 3), ("y", ROWS), ("x", COLUMNS)):
+                file.createDimension(name, size)
+            cube = file.createVariable("reflectance", "f4", ("band", "y", "x"), fill_value=-9999)
+            seen = file.createVariable("labels", "i4", ("y", "x"), fill_value=9)
+            cube.missing_value, seen.missing_value = np.float32(-8888), np.array([8], np.int32)
+            for stored, content in ((cube, values), (seen, labels)):
+                stored.set_auto_mask(False)
+                stored[:] = content
+    else:
+        group = zarr.open_group(tmp_path / "two.zarr", mode="w", zarr_format=2)
+        for name, data, fill, other in (("reflectance", values, -9999, -8888), ("labels", labels, 9, 8)):
+            array = group.create_array(name, shape=data.shape, dtype=data.dtype, fill_value=fill)
+            array[...] = data
+            array.attrs.update(missing_value=other, _ARRAY_DIMENSIONS=["band", "y", "x"][-data.ndim :])
+    source = tmp_path / ("two.nc" if kind == "netcdf" else "two.zarr")
+    assert run(source, tmp_path / "s", "--labels", source) == 0
+    scene = open_scene(str(tmp_path / "s"))
+    np.testing.assert_array_equal(scene.read(0, ROWS, 0, COLUMNS), expected)
+    y, _, codes = scene.labelled_pixels()
+    assert (len(y), set(codes.tolist())) == (2 * ROWS, {1, 2})
+
+
 def test_emit_is_placed_by_its_lookup_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_emit(tmp_path / "emit.nc")
     assert run(tmp_path / "emit.nc", tmp_path / "s", "--chunk", 2) == 0

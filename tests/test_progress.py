@@ -63,6 +63,25 @@ def test_meter_adds_up() -> None:
     }  # fmt: skip
 
 
+def test_work_that_is_lost_counts_no_longer(clock: Clock) -> None:
+    """700 steps done, the last checkpoint at 500: after it 600 more are 1,100 of 2,000."""
+    meter, stream = Meter(), Terminal()
+    bar = ProgressBar("pretrain", 2000, "steps", stream)
+    for begun, steps in ((0, 700), (500, 600)):
+        meter.begin_at(begun)
+        for _ in range(steps):
+            clock.now += 1
+            meter.add(1, 0, 0, 0, 0)
+            bar.show(meter.read())
+    counts = meter.read()
+    assert counts["units"] + counts["skipped"] == 1100
+    bar.close()
+    assert "1100/2000" in last(stream.getvalue())
+    again = Meter()
+    again.begin_at(40)
+    assert again.read()["skipped"] == 40
+
+
 def test_slow_units_leave_the_right_time(clock: Clock) -> None:
     """A unit takes 60 s, the meter is read every half second: 8 units left are 8 minutes."""
     stream = Terminal()

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray.cloudpickle as cloudpickle
 import zarr
 
 from mtmsd.split import HiddenBlocks
 from mtmsd.steps import PretrainConfig, draw_patches, turned
 from mtmsd.windows import PatchConfig, windows_of_tile
 from pipeline.readers import PatchReader, Reduced, TileReader, WindowReader
-from pipeline.units import TileGrid
+from pipeline.units import TileGrid, UnitSource
 
 HEIGHT, WIDTH = 21, 26
 
@@ -100,6 +101,26 @@ def test_units_hold_whole_chunks_and_few_windows(reduced: Reduced, monkeypatch: 
     assert row["window"].tolist() == [0, 0, 1, 1, 2, 2] + [-1] * 10
     assert row["offset"].tolist() == [0, 3] * 3 + [-1] * 10
     assert reader.row_bytes >= row["windows"].nbytes
+
+
+def test_a_task_carries_its_own_pixels_alone(reduced: Reduced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.readers._UNIT_PIXELS", 0)
+    patches, rng = PatchConfig(size=8, stride=1), np.random.default_rng(0)
+    y, x = (rng.integers(0, limit, 60_000) for limit in (HEIGHT, WIDTH))
+    order = np.lexsort((x, y))
+    reader = WindowReader.plan(reduced, patches, y[order], x[order])
+    done = {3, 4, 17, len(reader) - 1}
+    todo = [unit for unit in range(len(reader)) if unit not in done]
+    tasks = UnitSource("pixels", todo, reader, reader.row_bytes).get_read_tasks(30)
+    sizes = [len(cloudpickle.dumps(task)) for task in tasks]
+    assert len(sizes) == 30
+    assert sum(sizes) < 1.3 * len(cloudpickle.dumps(reader))
+    few = todo[7:21]
+    for unit in few:
+        mine, whole = reader.part(few)(unit), reader(unit)
+        assert mine.keys() == whole.keys()
+        for name in whole:
+            np.testing.assert_array_equal(mine[name], whole[name])
 
 
 def test_shares_of_a_step_make_up_the_step(cube: np.ndarray, reduced: Reduced) -> None:

@@ -124,6 +124,8 @@ def begun(tmp_path: Path) -> tuple[str, RunFolder, Config]:
     about = {
         "config": config.model_dump(mode="json"),
         "scene": {"url": scene, "fingerprint": opened.fingerprint()},
+        "command": "python pipeline/run.py s.zarr --config configs/tiny.yaml",
+        "model": None,
     }
     write_json(folder.run, about)
     prints = fingerprints(
@@ -153,7 +155,10 @@ def test_folder_of_another_configuration_is_refused(
     scene, folder, _ = begun
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     arguments = [scene, "--config", str(TINY), "--out", str(folder.path), "--set", "pretrain.steps=7"]
-    refused(capsys, arguments, "stage pretrain", "pretrain.steps = 6", "asks for 7", "--from pretrain")
+    refused(
+        capsys, arguments, "stage pretrain", "pretrain.steps = 6", "asks for 7", "--from pretrain",
+        "s.zarr --config configs/tiny.yaml",
+    )  # fmt: skip
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
 
 

@@ -41,6 +41,16 @@ def test_the_name_of_a_run_is_the_scenes(scene: Path, monkeypatch: pytest.Monkey
     assert run._name("../b.zarr") == "b"
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_file_is_no_run_folder(
+    dry: list[str], scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    out = str(tmp_path / "notes.txt")
+    refused(capsys, [str(scene), "--out", out, *dry], f"--out {out}: expected a folder, found a file")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_the_demo_leaves_a_run_of_another_scene_alone(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.classes import from_attributes
 from pipeline.errors import UserError
-from pipeline.scene_arrays import NM_PER_UNIT
+from pipeline.scene_arrays import NM_PER_UNIT, one_fill
 from pipeline.sources.arrays import Arrays, Stored, crs_of, plain_attributes, transform_of
 from pipeline.sources.layout import Cube, LabelMap, bad_bands, to_cube, to_labels
 
@@ -54,13 +54,13 @@ def read_cube(found: Arrays, variable: str | None, axes: str | None, chunk: int)
     image = choose_image(found, variable, axes)
     order = image_axes(found, image, axes)
     where = f"{found.path}: {image.name}"
-    data = to_cube(image.array, order, chunk, where)
+    data, fill = one_fill(to_cube(image.array, order, chunk, where), image.attributes)
     wavelength = wavelength_array(found, image, order)
     good = found.named(*_GOOD, near=image)
     transform, flipped = transform_of(found, image, order)
     return Cube(
         data=data[:, ::-1] if flipped else data,
-        fill=_fill(image),
+        fill=fill,
         scale_factor=_number(image, "scale_factor", 1),
         add_offset=_number(image, "add_offset", 0),
         wavelength_nm=_nanometres(wavelength, where) if wavelength is not None else None,
@@ -86,10 +86,10 @@ def read_labels(found: Arrays, variable: str | None, axes: str) -> LabelMap:
     order = letters if set(letters) == {"y", "x"} else axes
     where = f"{found.path}: {chosen.name}"
     transform, flipped = transform_of(found, chosen, order)
-    data = to_labels(chosen.array, order, where)
+    data, fill = one_fill(to_labels(chosen.array, order, where), chosen.attributes)
     return LabelMap(
         data=data[::-1] if flipped else data,
-        fill=_fill(chosen),
+        fill=fill,
         classes=from_attributes(plain_attributes(chosen.attributes), where),
         crs_wkt=crs_of(found, chosen),
         transform=transform,
@@ -213,14 +213,6 @@ def _nanometres(wavelength: Stored, where: str) -> tuple[float, ...]:
         )
     factor = NM_PER_UNIT.get(unit, 1000.0 if values.max() < 100 else 1.0)
     return tuple(round(float(nm), 6) for nm in values * factor)
-
-
-def _fill(stored: Stored) -> float | None:
-    """Return the stored value of no data, None where the attributes name none."""
-    for key in ("_FillValue", "missing_value"):
-        if key in stored.attributes:
-            return float(np.asarray(stored.attributes[key]).ravel()[0])
-    return None
 
 
 def _number(stored: Stored, key: str, neutral: float) -> float | None:

@@ -45,5 +45,5 @@ def _stored(name: str, array: zarr.Array[Any]) -> Stored:
     attributes.pop("_FillValue", None)
     fills = fill_values(array)
     if fills:
-        attributes["_FillValue"] = fills[0]
+        attributes["_FillValue"] = fills[0] if len(fills) == 1 else list(fills)
     return Stored(name, dimension_names(array), attributes, array)
