@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mtmsd.checks import check_ranges
 from mtmsd.fusion import Fusion
 
 Vote = Literal["majority", "mean"]
@@ -70,17 +71,13 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Refuse an empty ensemble or training."""
-        for name, least in (("members", 1), ("epochs", 1), ("batch", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"classifier.{name} must be at least {least}, found {getattr(self, name)}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"classifier.steps must be at least 1, found {self.steps}")
+        check_ranges(
+            "classifier", self, members="[1, inf)", hidden="[1, inf)", dropout="[0, 1)",
+            label_smoothing="[0, 1)", epochs="[1, inf)", steps="[1, inf)", batch="[2, inf)",
+            learning_rate="[0, inf)", final_rate="[0, inf)", weight_decay="[0, inf)", set_level="(0, 1)",
+        )  # fmt: skip
         if len(set(self.experts)) < len(self.experts):
             raise ValueError(f"classifier.experts names one twice: {', '.join(self.experts)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"classifier.dropout must lie in [0, 1), found {self.dropout}")
-        if not 0 < self.set_level < 1:
-            raise ValueError(f"classifier.set_level must lie in (0, 1), found {self.set_level}")
         if self.patch < 7 or self.patch % 2 == 0:
             raise ValueError(
                 f"classifier.patch must be odd, for the pixel lies in its middle, and at least 7, for the "

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtmsd.checks import check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
@@ -22,10 +24,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         """Refuse an empty process."""
-        if self.steps < 2:
-            raise ValueError(f"diffusion.steps must be at least 2, found {self.steps}")
-        if not 0 < self.max_beta < 1:
-            raise ValueError(f"diffusion.max_beta must lie between 0 and 1, found {self.max_beta}")
+        check_ranges("diffusion", self, steps="[2, inf)", max_beta="(0, 1)")
 
 
 class Schedule:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtmsd.checks import check_ranges
 from mtmsd.diffusion import Schedule, shared_noise
 from mtmsd.inference import FrozenUNet, Stage
 from mtmsd.spectra import spectra_round
@@ -62,8 +63,7 @@ class FeatureConfig:
                 raise ValueError(
                     f"features.{name} must be ascending integers from {least}, found {list(radii)}"
                 )
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"features.batch must be at least 1, found {self.batch}")
+        check_ranges("features", self, batch="[1, inf)", noise_seed="[0, inf)")
         if self.arithmetic == "reference" and self.precision != "float32":
             raise ValueError(
                 f"features.arithmetic: reference needs precision float32, found {self.precision}"

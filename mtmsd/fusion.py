@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mtmsd.checks import check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
@@ -32,10 +34,7 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         """Refuse an empty bottleneck, or no timestep."""
-        for name in ("hidden", "width", "keep_timesteps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"fusion.{name} must be at least 1, found {value}")
+        check_ranges("fusion", self, hidden="[1, inf)", width="[1, inf)", keep_timesteps="[1, inf)")
 
 
 class Fusion(nn.Module):

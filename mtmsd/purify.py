@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtmsd.checks import check_ranges
+
 FloatArray = NDArray[np.float64]
 
 
@@ -29,10 +31,7 @@ class PurifyConfig:
 
     def __post_init__(self) -> None:
         """Refuse shares outside (0, 1]."""
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"purify.keep must lie in (0, 1], found {self.keep}")
-        if not 0 <= self.similarity_weight <= 1:
-            raise ValueError(f"purify.similarity_weight must lie in [0, 1], found {self.similarity_weight}")
+        check_ranges("purify", self, keep="(0, 1]", similarity_weight="[0, 1]", timestep_weight="[0, inf)")
 
 
 class ClassMeans:

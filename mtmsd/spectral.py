@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtmsd.checks import check_ranges
+
 FloatArray = NDArray[np.float64]
 
 
@@ -23,8 +25,7 @@ class ReduceConfig:
 
     def __post_init__(self) -> None:
         """Refuse an empty reduction."""
-        if self.components < 1:
-            raise ValueError(f"reduce.components must be at least 1, found {self.components}")
+        check_ranges("reduce", self, components="[1, inf)")
 
 
 class Moments:

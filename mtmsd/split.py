@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mtmsd.checks import check_ranges
+
 IntArray = NDArray[np.int64]
 TRAIN, TEST, UNUSED = 0, 1, 2
 _ATTEMPTS = 10  # draws of blocks before a split is refused
@@ -49,15 +51,11 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         """Refuse shares outside (0, 1) and negative distances."""
-        if not 0 < self.train_fraction < 1:
-            raise ValueError(f"split.train_fraction must lie between 0 and 1, found {self.train_fraction}")
-        for name, least in (
-            ("train_per_class", 1), ("min_train", 1), ("min_class", 2), ("block", 1), ("guard_px", 0),
-            ("max_train_per_class", 1), ("max_test", 1),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"split.{name} must be at least {least}, found {value}")
+        one = "[1, inf)"
+        check_ranges(
+            "split", self, train_fraction="(0, 1)", train_per_class=one, min_train=one, min_class="[2, inf)",
+            block=one, guard_px="[0, inf)", max_train_per_class=one, max_test=one, seed="[0, inf)",
+        )  # fmt: skip
         if self.inductive and self.protocol != "blocks":
             raise ValueError(
                 f"split.inductive hides whole blocks and needs split.protocol=blocks, found {self.protocol}"

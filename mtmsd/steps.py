@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mtmsd.checks import check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
@@ -42,14 +44,12 @@ class PretrainConfig:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        """Refuse empty training."""
-        for name in ("steps", "batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"pretrain.{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"pretrain.decay must lie in [0, 1], found {self.decay}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"pretrain.ema must lie in [0, 1), found {self.ema}")
+        """Refuse empty training, and what no optimiser takes."""
+        check_ranges(
+            "pretrain", self, steps="[1, inf)", batch="[1, inf)", learning_rate="[0, inf)",
+            warmup="[0, inf)", decay="[0, 1]", weight_decay="[0, inf)", clip_norm="(0, inf)", ema="[0, 1)",
+            checkpoint_every="[1, inf)",
+        )  # fmt: skip
 
 
 class PatchDraw(NamedTuple):

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtmsd.checks import check_ranges
+
 _ROUND = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 _FAR = -1e30
 """Logit of a token that has no pixels."""
@@ -48,17 +50,10 @@ class SupertokenConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning."""
-        for name, least in (
-            ("cell", 2),
-            ("iterations", 0),
-            ("derivative", 0),
-            ("compactness", 0),
-            ("own", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"supertokens.{name} must be at least {least}, found {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"supertokens.temperature must be above 0, found {self.temperature}")
+        check_ranges(
+            "supertokens", self, cell="[2, inf)", iterations="[0, inf)", derivative="[0, inf)",
+            compactness="[0, inf)", own="[0, inf)", temperature="(0, inf)",
+        )  # fmt: skip
 
     @property
     def halo(self) -> int:

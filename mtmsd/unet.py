@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtmsd.checks import check_ranges
 from mtmsd.layers import Attention, Downsample, GroupNorm, Upsample, timestep_embedding, zero
 
 
@@ -49,15 +50,18 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         """Refuse widths that groups and heads do not divide, and decoders without their interval."""
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"unet.multipliers must hold positive integers, found {self.multipliers}")
+        if not self.multipliers:
+            raise ValueError("unet.multipliers must hold positive integers, found none")
+        one = "[1, inf)"
+        check_ranges(
+            "unet", self, multipliers=one, channels=one, groups=one, heads=one, res_blocks=one,
+            dropout="[0, 1)",
+        )  # fmt: skip
         if self.channels % self.groups or self.channels % 2:
             raise ValueError(
                 f"unet.channels must be even and a multiple of unet.groups ({self.groups}), "
                 f"found {self.channels}"
             )
-        if self.res_blocks < 1:
-            raise ValueError(f"unet.res_blocks must be at least 1, found {self.res_blocks}")
         self._check_intervals()
         for multipliers in self.branches:
             if self.channels * multipliers[-1] % self.heads:

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mtmsd.checks import check_ranges
+
 Padding = Literal["zeros", "reflect"]
 IntArray = NDArray[np.int64]
 Read = Callable[[int, int, int, int], NDArray[np.float32]]
@@ -42,8 +44,7 @@ class PatchConfig:
 
     def __post_init__(self) -> None:
         """Refuse windows that cannot hold their block."""
-        if self.size < 4:
-            raise ValueError(f"patches.size must be at least 4 pixels, found {self.size}")
+        check_ranges("patches", self, size="[4, inf)", window="[4, inf)")
         if self.stride == 0:
             object.__setattr__(self, "stride", self.side // 2)
         if not 1 <= self.stride <= self.side:
@@ -59,7 +60,7 @@ class PatchConfig:
     @property
     def side(self) -> int:
         """Side of a window, pixels."""
-        return self.window or self.size
+        return self.size if self.window is None else self.window
 
     @property
     def before(self) -> int:

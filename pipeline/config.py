@@ -74,7 +74,7 @@ class ClusterConfig(_Section):
 class Config(_Section):
     """Everything that decides a run, and its seed."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of training, splits and ensemble; the features' noise has its own."""
     reduce: ReduceConfig = ReduceConfig()
     patches: PatchConfig = PatchConfig()

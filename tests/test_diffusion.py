@@ -135,5 +135,5 @@ def test_impossible_processes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"diffusion\.steps must be at least 2, found 1"):
         DiffusionConfig(steps=1)
     for bound in (0.0, 1.0):
-        with pytest.raises(ValueError, match=r"diffusion\.max_beta must lie between 0 and 1"):
+        with pytest.raises(ValueError, match=r"diffusion\.max_beta must lie in \(0, 1\)"):
             DiffusionConfig(max_beta=bound)

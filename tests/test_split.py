@@ -278,7 +278,7 @@ def test_overlap_by_hand() -> None:
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"train_fraction": 0.0}, r"split\.train_fraction must lie between 0 and 1, found 0\.0"),
+        ({"train_fraction": 0.0}, r"split\.train_fraction must lie in \(0, 1\), found 0\.0"),
         ({"train_fraction": 1.0}, r"split\.train_fraction"),
         ({"train_per_class": 0}, r"split\.train_per_class must be at least 1, found 0"),
         ({"min_train": 0}, r"split\.min_train must be at least 1"),

@@ -134,7 +134,7 @@ def test_timestep_embedding_by_hand() -> None:
         ({"channels": 48}, r"unet\.channels must be even and a multiple of unet\.groups \(32\), found 48"),
         ({"channels": 33, "groups": 11}, r"unet\.channels must be even"),
         ({"multipliers": ()}, r"unet\.multipliers must hold positive integers"),
-        ({"multipliers": (1, 0)}, r"unet\.multipliers must hold positive integers"),
+        ({"multipliers": (1, 0)}, r"unet\.multipliers must be at least 1"),
         ({"res_blocks": 0}, r"unet\.res_blocks must be at least 1, found 0"),
         ({"channels": 32, "heads": 7}, r"unet\.heads must divide the middle width 64, found 7"),
     ],
