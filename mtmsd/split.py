@@ -120,7 +120,7 @@ def _refusal(
         lying.append(f"{code} ({int(mine.sum())} pixels{places})")
     keep = "; split.untested=keep trains and maps such a class without scoring it"
     return (
-        f"split.{config.protocol} leaves no {name} pixel for class {', '.join(lying)}: "
+        f"split.protocol={config.protocol} leaves no {name} pixel for class {', '.join(lying)}: "
         "change split.block, split.guard_px, split.max_test or split.min_class"
         f"{keep if config.untested == 'refuse' else ''}"
     )

@@ -25,7 +25,7 @@ from mtmsd.steps import PretrainConfig
 from mtmsd.supertokens import SupertokenConfig
 from mtmsd.unet import UNetConfig
 from mtmsd.windows import PatchConfig
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError, in_yaml
 
 _TILE = 144
 
@@ -199,7 +199,7 @@ def read_values(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[
         except OSError as error:
             raise UserError(f"--config {path}: cannot be read ({error.strerror})") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--config {path}: not valid YAML ({one_line(error)})") from None
+            raise UserError(f"--config {path}: not valid YAML ({in_yaml(error)})") from None
         if not isinstance(values, dict):
             raise UserError(f"--config {path}: expected sections, found {type(values).__name__}")
     for override in overrides:
@@ -242,7 +242,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: not valid YAML ({one_line(error)})") from None
+        raise UserError(f"--set {override}: not valid YAML ({in_yaml(error)})") from None
 
 
 def _explain(error: ValidationError) -> str:
@@ -260,6 +260,8 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return message
+    if first["type"] == "tuple_type":
+        return f"{key}: expected a list such as [{first['input']}], found {first['input']!r}"
     return f"{key}: {message[0].lower()}{message[1:]}, found {first['input']!r}"
 
 

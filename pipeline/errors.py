@@ -56,6 +56,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def in_yaml(error: BaseException) -> str:
+    """What a YAML parser says of a text, and at which line and column."""
+    return one_line(error).replace('in "<unicode string>", ', "at ")
+
+
 def is_trouble(error: BaseException) -> bool:
     """Whether a file system or an object store fails or cannot be reached, perhaps only now."""
     return isinstance(error, OSError) or _of_store(error)

@@ -39,6 +39,7 @@ def scene_labels(path: Path, cube: Cube, options: Options) -> tuple[Any, ClassTa
     k = ingest_labels.refinement(found.data.shape, cube.data.shape[1:], str(path))
     _check_place(found, cube, k, path)
     labels = ingest_labels.to_codes(found.data, found.fill, str(path))
+    ingest_labels.check_some(labels, str(path))
     table = found.classes
     if listed is not None:
         labels = ingest_labels.recode(labels, listed, options.drop_unlisted, str(path))

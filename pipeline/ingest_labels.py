@@ -13,7 +13,7 @@ from dask.delayed import delayed
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.classes import ClassTable, table_of
-from pipeline.errors import UserError
+from pipeline.errors import UserError, in_yaml
 
 Codes = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -56,13 +56,11 @@ def read_class_file(path: Path) -> ClassFile:
     except UnicodeDecodeError as error:
         raise UserError(f"class file {path}: expected text in UTF-8, found {error.reason}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"class file {path}: not valid YAML: {error}") from error
+        raise UserError(f"class file {path}: not valid YAML: {in_yaml(error)}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
             f"class file {path}: expected a YAML list of {{code, name, color, source}} or a .csv with these "
-            f"columns, found at {place}: {first['msg']}"
+            f"columns, {_complaint(error)}"
         ) from error
     sources: list[int | str] = [entry.code if entry.source is None else entry.source for entry in entries]
     codes: list[int | str] = [entry.code for entry in entries]
@@ -74,6 +72,19 @@ def read_class_file(path: Path) -> ClassFile:
     pairs = {s: entry.code for s, entry in zip(sources, entries, strict=True) if isinstance(s, int)}
     texts = {e.source if isinstance(e.source, str) else e.name: e.code for e in entries}
     return ClassFile(table, pairs, texts)
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first complaint about a class file; entries count from 1."""
+    first = error.errors()[0]
+    if not first["loc"]:
+        return f"found {type(first['input']).__name__}"
+    entry, *keys = first["loc"]
+    value = first["input"]
+    if first["type"] == "missing":
+        return f"found no {keys[0]} in entry {int(entry) + 1}: {value}"
+    wanted = "like #4caf50" if keys[:1] == ["color"] else first["msg"][0].lower() + first["msg"][1:]
+    return f"found in entry {int(entry) + 1} {' '.join(map(str, keys))} {value!r}: {wanted}"
 
 
 def _rows(text: str) -> list[dict[str, Any]]:
@@ -111,6 +122,12 @@ def to_codes(labels: Any, fill: float | None, where: str) -> Any:
         return whole
 
     return labels.map_blocks(convert, dtype=np.int32)
+
+
+def check_some(labels: Any, where: str) -> None:
+    """Refuse a dask label map of zeros; reads it once."""
+    if not _found(labels):
+        raise UserError(f"{where}: expected labels, found 0 (unlabelled) everywhere")
 
 
 def recode(labels: Any, classes: ClassFile, drop_unlisted: bool, where: str) -> Any:

@@ -216,6 +216,8 @@ def _match_units(
 
 
 def _check_parts(model: Path, parts: Sequence[str]) -> None:
+    if not model.exists():
+        raise UserError(f"--model {model}: no such run folder")
     missing = [part for part in parts if not (model / part).exists()]
     if missing:
         raise UserError(

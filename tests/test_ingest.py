@@ -275,9 +275,9 @@ def test_classes_from_a_spreadsheet(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name\nwater\n", "found at 0.code: Field required"),
-        ("code,name\n1,roof, flat\n", "found at 0.beyond the header: Extra inputs"),
-        ("code,name\nx,roof\n", "found at 0.code: Input should be a valid integer"),
+        ("name\nwater\n", "found no code in entry 1: {'name': 'water'}"),
+        ("code,name\n1,roof, flat\n", "found in entry 1 beyond the header \"['flat']\": extra inputs"),
+        ("code,name\nx,roof\n", "found in entry 1 code 'x': input should be a valid integer"),
     ],
 )
 def test_a_wrong_spreadsheet(

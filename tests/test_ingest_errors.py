@@ -42,6 +42,11 @@ def bad_files(path: Path) -> None:
     (path / "zero.yaml").write_text("[{code: 0, name: a}]")
     (path / "nought.yaml").write_text("[{code: 1, name: a, source: 0}, {code: 2, name: b, source: 1}]")
     (path / "words.yaml").write_text("[{code: one, name: a}]")
+    (path / "green.yaml").write_text("[{code: 1, name: a}, {code: 2, name: b, color: green}]")
+    (path / "mapping.yaml").write_text("1: a")
+    (path / "broken.yaml").write_text("[{code: 1")
+    np.save(path / "nothing.npy", np.zeros((20, 33), np.uint8))
+    np.save(path / "text.npy", np.full((20, 33), "grass"))
     (path / "there").mkdir()
 
 
@@ -90,10 +95,18 @@ REFUSED = [
     ("c.tif s --fill -1", "expected a whole number from 0 to 65535 for uint16 data, found -1"),
     ("c.tif s --labels l.npy --classes gone.yaml", "cannot read it: No such file"),
     ("c.tif s --labels l.npy --classes twice.yaml", "code [1] stands twice"),
-    ("c.tif s --labels l.npy --classes typo.yaml", "found at 0.name: Field required"),
-    ("c.tif s --labels l.npy --classes zero.yaml", "found at 0.code: Input should be greater"),
+    ("c.tif s --labels l.npy --classes typo.yaml", "found no name in entry 1: {'code': 1, 'nam': 'a'}"),
+    ("c.tif s --labels l.npy --classes zero.yaml", "found in entry 1 code 0: input should be greater"),
     ("c.tif s --labels l.npy --classes nought.yaml", "0 is unlabelled in a raster"),
-    ("c.tif s --labels l.npy --classes words.yaml", "found at 0.code: Input should be a valid"),
+    ("c.tif s --labels l.npy --classes words.yaml", "found in entry 1 code 'one': input should be a valid"),
+    ("c.tif s --labels l.npy --classes green.yaml", "found in entry 2 color 'green': like #4caf50"),
+    ("c.tif s --labels l.npy --classes mapping.yaml", "found dict"),
+    ("c.tif s --labels l.npy --classes broken.yaml", "not valid YAML: while parsing a flow mapping at line"),
+    ("c.tif s --classes zero.yaml", "--classes names the classes of --labels; give --labels too"),
+    ("c.tif s --labels nothing.npy", "nothing.npy: expected labels, found 0 (unlabelled) everywhere"),
+    ("c.tif s --labels text.npy", "found text; labels that are words must become numbers"),
+    ("c.tif l.npy", "this is a file; give a new path that ends in .zarr; did you mean --labels"),
+    ("c.tif other.tif", "give one that ends in .zarr, not in .tif"),
     ("c.tif s --unknown", "No such option '--unknown'"),
 ]  # fmt: skip
 

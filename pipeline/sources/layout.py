@@ -35,6 +35,8 @@ class Cube:
     notes: tuple[str, ...] = ()
     flipped: bool = False
     """Whether its rows are in the other order than in the file."""
+    labelled: bool = False
+    """Whether the file holds an array of the name ``labels`` beside it."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,13 @@ def block_width(bands: int, width: int, dtype: np.dtype[Any], chunk: int) -> int
 def check_numeric(dtype: np.dtype[Any], where: str) -> None:
     """Raise UserError unless the type is integer or float."""
     if dtype.kind not in "iuf":
-        raise UserError(f"{where} must hold integers or real numbers, found {dtype}; convert it first")
+        text = "text" if dtype.kind in "USO" else str(dtype)
+        raise UserError(
+            f"{where} must hold integers or real numbers, found {text}; labels that are words must become "
+            "numbers (0: unlabelled), or come as a vector file with a column of classes"
+            if text == "text"
+            else f"{where} must hold integers or real numbers, found {text}; convert it first"
+        )
 
 
 def bad_bands(flags: Any) -> tuple[int, ...]:
@@ -169,9 +177,8 @@ def choose(shapes: dict[str, tuple[int, ...]], name: str | None, axes: str, opti
         most = max(shape[band] for shape in fitting.values())
         fitting = {k: s for k, s in fitting.items() if s[band] == most}
     if len(fitting) != 1:
-        raise UserError(
-            f"{path}: expected one {len(axes)}-D array to take, found {listed}; choose one with {option}"
-        )
+        remedy = f"choose one with {option}" if fitting else "there is none to choose"
+        raise UserError(f"{path}: expected one {len(axes)}-D array to take, found {listed}; {remedy}")
     return next(iter(fitting))
 
 

@@ -69,6 +69,7 @@ def read_cube(found: Arrays, variable: str | None, axes: str | None, chunk: int)
         bad_bands=bad_bands(good.array[:]) if good is not None and good.array.shape == data.shape[:1] else (),
         notes=("its rows run northwards and were turned round",) if flipped else (),
         flipped=flipped,
+        labelled=found.named("labels", near=image) is not None,
     )
 
 
@@ -197,9 +198,8 @@ def _named_or_only(
     if len(fitting) != 1 and len(images) == 1:
         return images[0]
     if len(fitting) != 1:
-        raise UserError(
-            f"{found.path}: expected one {what} to take, found {listed}; choose one with {option}"
-        )
+        remedy = f"choose one with {option}" if fitting else "there is none to choose"
+        raise UserError(f"{found.path}: expected one {what} to take, found {listed}; {remedy}")
     return fitting[0]
 
 

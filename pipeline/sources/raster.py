@@ -133,7 +133,9 @@ def _opened(path: Path) -> Any:
     try:
         return rasterio.open(path)
     except RasterioError as error:
-        raise UserError(f"{path}: cannot read it as a raster: {error}") from error
+        raise UserError(
+            f"{path}: cannot read it as a raster: {error}; is it whole, and what its name says?"
+        ) from error
 
 
 def _crs_wkt(source: Any) -> str | None:
