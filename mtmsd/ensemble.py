@@ -50,7 +50,11 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[Member], vote: Vote, temperature: float = 1.0) -> None:
-        if any(not torch.equal(m.mean_2TK, members[0].mean_2TK) for m in members):
+        first = members[0]
+        if any(
+            not (torch.equal(m.mean_2TK, first.mean_2TK) and torch.equal(m.scale_2TK, first.scale_2TK))
+            for m in members
+        ):
             raise ValueError("members of an ensemble must share the mean and scale of their features")
         self._vote, self.mean_2TK, self.scale_2TK = vote, members[0].mean_2TK, members[0].scale_2TK
         self._classes = members[0].sizes.classes

@@ -34,7 +34,9 @@ def put_scene(source: xr.Dataset | str | Path, labels: Any, path: Path) -> Path:
     """
     dataset = source if isinstance(source, xr.Dataset) else _opened(str(source))
     storage.make_folder(path.parent, parents=True)
-    there = path.exists()
+    there = storage.has_group(path)
+    if not there:
+        storage.remove(path)  # what an interrupted upload left
     target = path.with_name(f"{path.name}.{os.getpid()}.new") if there else path
     reflectance = _reflectance(dataset)
     codes, classes = _labels(dataset, reflectance, labels)

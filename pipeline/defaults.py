@@ -21,8 +21,6 @@ from pipeline.scene import Scene
 _BANDS_PER_COMPONENT = 16
 _COMPONENTS = (6, 12)
 _NARROW_PX = 96
-_SMALL_PX = 10_000
-
 _FOUR_PATCHES_PX = 4 * 48**2
 _TRAIN_FRACTION = (0.05, 0.5)
 _TRAIN_PER_CLASS = 25

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,13 @@ def run(folder: RunFolder, scene: Scene, polygons_min_px: int | None = None) -> 
     written = [folder.path / "areas.json"]
     if polygons_min_px is not None:
         written.append(folder.path / "map.gpkg")
-        write_polygons(folder.map, scene, written[-1], polygons_min_px)
+        counts = write_polygons(folder.map, scene, written[-1], polygons_min_px)
+        if counts["left_out"]:
+            print(
+                f"note: {written[-1].name}: {counts['left_out']} patches below {polygons_min_px} pixels that no "
+                f"patch touches, {counts['left_out_pixels']} pixels in all, are left out",
+                file=sys.stderr,
+            )
     written += [write_report(folder.path, scene), write_item(folder, scene, class_table(group))]
     return {
         "pixels": scene.height * scene.width, "bytes_read": layer(group, "class").nbytes,
@@ -211,10 +218,9 @@ def _split(folder: RunFolder, look: Quicklook) -> Context | None:
         return None
     y, x, split = (np.asarray(layer(group, name)[:]) for name in ("y_index", "x_index", "split"))
     legend = (("training (drawn larger)", images.TRAIN_COLOR), ("test", images.TEST_COLOR))
-    unused = (("not used", images.UNUSED_COLOR),) if (split == 2).any() else ()
     return {
         "uri": images.data_uri(images.split_image(look, y, x, split)),
-        "legend": [*legend, *unused],
+        "legend": legend,
     }
 
 

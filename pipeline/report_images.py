@@ -12,13 +12,14 @@ from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mtmsd.split import TEST, TRAIN
 from pipeline.overviews import layer
 from pipeline.scene import Scene
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Records = Sequence[dict[str, Any]]
 
-TRAIN_COLOR, TEST_COLOR, UNUSED_COLOR = "#ff8c1a", "#3d9bff", "#8f7fb0"
+TRAIN_COLOR, TEST_COLOR = "#ff8c1a", "#3d9bff"
 FALSE_COLOUR_NM = (860.0, 650.0, 550.0)
 TRUE_COLOUR_NM = (640.0, 550.0, 460.0)
 _MAX_SCENE_BYTES = 8 * 2**30  # float32 bytes of a scene that a report still reads as a whole
@@ -90,7 +91,7 @@ def split_image(look: Quicklook, y: Array, x: Array, split: Array) -> Array:
     grey = (look.rgb.mean(axis=-1) * 0.55).astype(np.uint8)
     image = np.repeat(grey[..., None], 3, axis=-1)
     cross = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
-    marks = ((2, UNUSED_COLOR, cross[:1]), (1, TEST_COLOR, cross[:1]), (0, TRAIN_COLOR, cross))
+    marks = ((TEST, TEST_COLOR, cross[:1]), (TRAIN, TRAIN_COLOR, cross))
     for part, color, shape in marks:
         at = split == part
         for dy, dx in shape:

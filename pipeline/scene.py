@@ -216,8 +216,6 @@ def open_scene(url: str) -> Scene:
 def write_georeference(
     group: zarr.Group,
     scene: Scene,
-    height: int | None = None,
-    width: int | None = None,
     step: int = 1,
 ) -> None:
     """Add the scene's y, x and spatial_ref to an output group on the same grid.
@@ -228,12 +226,9 @@ def write_georeference(
     Args:
         group: An open, writable group; y, x and spatial_ref that it has are replaced.
         scene: Where the grid comes from.
-        height: Rows of the output; by default as many as cover the scene.
-        width: Columns of the output; by default as many as cover the scene.
         step: Scene pixels to a side of an output pixel, more than 1 for an overview.
     """
-    height = height if height is not None else -(-scene.height // step)
-    width = width if width is not None else -(-scene.width // step)
+    height, width = -(-scene.height // step), -(-scene.width // step)
     source = scene_arrays.open_group(scene.url)
     where = f"scene {scene.url}"
     transform = georeference.coarser(scene.transform, step) if scene.transform else None

@@ -44,9 +44,8 @@ def fit(
         resources: CPUs and GPUs of one worker.
         least: So few workers go on where there is no room for all; absent: all wait for room.
     """
-    if not is_local(storage):
-        storage = Path(tempfile.mkdtemp(prefix="mtmsd-"))
-    shutil.rmtree(storage, ignore_errors=True)
+    notes = storage if is_local(storage) else Path(tempfile.mkdtemp(prefix="mtmsd-"))
+    shutil.rmtree(notes, ignore_errors=True)
     use_gpu = resources["GPU"] > 0
     number: Any = (least, workers) if least else workers  # Ray's annotation knows no pair
     trainer = _Trainer(
@@ -61,9 +60,11 @@ def fit(
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=str(notes),
             failure_config=ray.train.FailureConfig(max_failures=_RETRIES),
         ),
     )
-    trainer.fit()
-    shutil.rmtree(storage, ignore_errors=True)
+    try:
+        trainer.fit()
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)

@@ -77,13 +77,13 @@ def test_a_large_scene_is_shown_by_its_components(
 def test_training_pixels_are_crosses_and_test_pixels_points() -> None:
     black = np.zeros((4, 6, 3), np.uint8)
     look = Quicklook(black, np.ones((4, 6), bool), 2, "")
-    found = split_image(look, np.array([0, 6, 7]), np.array([0, 8, 11]), np.array([0, 1, 2]))
+    found = split_image(look, np.array([0, 6]), np.array([0, 8]), np.array([0, 1]))
     marked = found[..., :3].any(axis=-1)
     expected = np.zeros((4, 6), bool)
     expected[[0, 0, 1], [0, 1, 0]] = True  # the cross, cut by the corner
-    expected[[3, 3], [4, 5]] = True
+    expected[3, 4] = True
     np.testing.assert_array_equal(marked, expected)
-    assert len({tuple(found[at]) for at in ((0, 0), (3, 4), (3, 5))}) == 3
+    assert tuple(found[0, 0]) != tuple(found[3, 4])
 
 
 def test_colour_scales() -> None:
