@@ -53,8 +53,8 @@ def run(folder: RunFolder, scene: Scene, polygons_min_px: int | None = None) -> 
         counts = write_polygons(folder.map, scene, written[-1], polygons_min_px)
         if counts["left_out"]:
             print(
-                f"note: {written[-1].name}: {counts['left_out']} patches below {polygons_min_px} pixels that no "
-                f"patch touches, {counts['left_out_pixels']} pixels in all, are left out",
+                f"note: {written[-1].name} leaves out {counts['left_out']} patches below {polygons_min_px} "
+                f"pixels that no other touches, {counts['left_out_pixels']} pixels in all",
                 file=sys.stderr,
             )
     written += [write_report(folder.path, scene), write_item(folder, scene, class_table(group))]

@@ -33,15 +33,22 @@ from pipeline.scene import Scene, open_scene
 from pipeline.storage import has_group, location, make_folder, remove
 
 _ROOT = Path(__file__).resolve().parent.parent
+_STAGE = f"[{'|'.join(STAGES)}]"
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("scene", required=False)
 @click.option("--config", "config_file", metavar="FILE", help="YAML configuration; see configs/.")
 @click.option("--out", metavar="DIR", help="Run folder (default: runs/<scene name>).")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override, e.g. seed=1.")
-@click.option("--from", "first", metavar="STAGE", help="Do this stage and later ones again.")
-@click.option("--until", "last", metavar="STAGE", help="Stop after this stage.")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A setting, e.g. seed=1; all in docs/configuration.md.",
+)
+@click.option("--from", "first", metavar=_STAGE, help="Do this stage and later ones again.")
+@click.option("--until", "last", metavar=_STAGE, help="Stop after this stage.")
 @click.option("--model", metavar="RUN_DIR", help="Map with the trained parts of an earlier run.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and stop.")
 @click.option("--demo", is_flag=True, help="Make a small synthetic city scene and map it.")
