@@ -27,10 +27,6 @@ from pipeline.scene import Scene, open_scene, write_scene
 from pipeline.sources.layout import Cube
 from pipeline.storage import is_local, location
 
-_FILES = frozenset(
-    (".tif", ".tiff", ".hdr", ".img", ".dat", ".mat", ".npy", ".nc", ".h5", ".he5", ".hdf5", ".gpkg", ".shp")
-)
-"""Endings of what is no scene."""
 _CUBE_AXES = ("yxb", "xyb", "byx", "bxy", "ybx", "xby")
 
 
@@ -40,7 +36,7 @@ def ingest(sources: list[Path], target: Path, options: Options) -> Scene:
     Raises:
         UserError: A file, an option or a combination of them does not fit.
     """
-    _check_target(target, options)
+    ingest_options.check_target(target, options)
     cube, attributes = _one_cube(sources, options)
     with scheduler():
         # Bands are chosen first: noise is measured on the source.
@@ -72,25 +68,6 @@ def ingest(sources: list[Path], target: Path, options: Options) -> Scene:
             chunk=options.chunk,
         )
     return open_scene(str(target))
-
-
-def _check_target(target: Path, options: Options) -> None:
-    """Refuse to write over what exists, and a scene named like a file of another kind."""
-    if options.classes is not None and options.labels is None:
-        raise UserError("--classes names the classes of --labels; give --labels too")
-    hint = "" if options.labels else f"; did you mean --labels {target}?"
-    if target.is_file():
-        raise UserError(
-            f"SCENE {target}: the last path is where the scene is written, and this is a file; give a new "
-            f"path that ends in .zarr{hint}"
-        )
-    if target.exists():
-        raise UserError(f"scene {target}: exists already; choose another path or remove it")
-    if target.suffix.lower() in _FILES:
-        raise UserError(
-            f"SCENE {target}: the last path is where the scene, a Zarr group, is written; give one that ends "
-            f"in .zarr, not in {target.suffix}"
-        )
 
 
 def _one_cube(sources: list[Path], options: Options) -> tuple[Cube, dict[str, Any]]:

@@ -11,6 +11,11 @@ import pyproj
 from pipeline.errors import UserError
 from pipeline.georeference import Transform, parse_crs
 
+_FILES = frozenset(
+    (".tif", ".tiff", ".hdr", ".img", ".dat", ".mat", ".npy", ".nc", ".h5", ".he5", ".hdf5", ".gpkg", ".shp")
+)
+"""Endings of what is no scene."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -44,6 +49,25 @@ class Options:
     resampling: str = "nearest"
     balance: bool = False
     chunk: int = 128
+
+
+def check_target(target: Path, options: Options) -> None:
+    """Refuse to write over what exists, and a scene named like a file of another kind."""
+    if options.classes is not None and options.labels is None:
+        raise UserError("--classes names the classes of --labels; give --labels too")
+    hint = "" if options.labels else f"; did you mean --labels {target}?"
+    if target.is_file():
+        raise UserError(
+            f"SCENE {target}: the last path is where the scene is written, and this is a file; give a new "
+            f"path that ends in .zarr{hint}"
+        )
+    if target.exists():
+        raise UserError(f"scene {target}: exists already; choose another path or remove it")
+    if target.suffix.lower() in _FILES:
+        raise UserError(
+            f"SCENE {target}: the last path is where the scene, a Zarr group, is written; give one that ends "
+            f"in .zarr, not in {target.suffix}"
+        )
 
 
 def parse_numbers(text: str, count: int, option: str) -> tuple[float, ...]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import zarr
 from zarr.errors import BaseZarrError, ZarrUserWarning
@@ -212,8 +211,10 @@ def stated_fills(attributes: Mapping[str, Any]) -> list[float]:
     return fills
 
 
-def one_fill(data: da.Array, attributes: Mapping[str, Any]) -> tuple[da.Array, float | None]:
-    """Return data whose values of "no data" are all one, and that value (None where none is stated)."""
+def one_fill(data: Any, attributes: Mapping[str, Any]) -> tuple[Any, float | None]:
+    """Return a dask array whose values of "no data" are all one, and that value (None: none is stated)."""
+    import dask.array as da
+
     whole = data.dtype.kind in "iu"
     fills = [fill for fill in stated_fills(attributes) if not whole or float(fill).is_integer()]
     for other in fills[1:]:

@@ -64,7 +64,7 @@ def test_the_walk_finds_imports(tmp_path: Path) -> None:
     source.write_text("import a.b\ndef f():\n    from c import d\n")
     assert imports(source) == {"a.b", "c", "c.d"}
     assert graph()["pipeline.run"] >= {"pipeline.config", "pipeline.artifacts"}
-    assert graph()["mtmsd.classifier"] == {"mtmsd.fusion"}
+    assert graph()["mtmsd.classifier"] == {"mtmsd.checks", "mtmsd.fusion"}
 
 
 def test_science_imports_with_the_cluster_blocked() -> None:
