@@ -1,1 +1,1 @@
-"""Measurements of the product: accuracy beside classical peers."""
+"""Measurements of the product: accuracy beside peers, speed, memory, scale."""

@@ -1,7 +1,8 @@
 """``python -m benchmarks``: the quick benchmarks of speed, one table after another (some ten minutes).
 
-Apart from these: ``accuracy``, ``ablation``, ``pretraining_length``, ``parts``, ``windows`` and ``timesteps``
-(they need a scene or a run), ``memory`` and ``preparation`` (large scenes), ``scale`` (an hour and more),
+Apart from these: ``accuracy``, ``ablation``, ``pretraining_length``, ``parts``, ``windows``, ``timesteps``,
+``timestep_stage`` and ``regions`` (they need a scene or a run), ``memory`` and ``preparation`` (large
+scenes), ``scale`` (an hour and more),
 ``soak`` (half an hour) and ``gpu``.
 """
 

@@ -32,7 +32,7 @@ SETTINGS = [
 
 
 def main() -> None:
-    """Print peak memory and time of both maps, and their ratios."""
+    """Print peak memory and time of the maps, and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", default="600x1200")
     parser.add_argument("--grow", default="1,2,4", help="factors of height and width")

@@ -1,5 +1,6 @@
 """What every benchmark shares: timing, a small table, and a JSON file with machine, commit and date."""
 
+import argparse
 import json
 import os
 import platform
@@ -17,6 +18,13 @@ import torch
 _ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(os.environ.get("MTMSD_BENCHMARKS", "runs/benchmarks"))
 """Folder of the JSON files."""
+
+
+def run_folder(text: str) -> Path:
+    """A command line's run folder; argparse tells the user where there is none."""
+    if not (Path(text) / "run.json").exists():
+        raise argparse.ArgumentTypeError(f"{text}: expected the folder of a run, found no run.json in it")
+    return Path(text)
 
 
 def about() -> dict[str, Any]:

@@ -23,7 +23,7 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.record import publish
+from benchmarks.record import publish, run_folder
 from mtmsd.calibration import Reliability
 from mtmsd.metrics import boundary_f_score
 from mtmsd.split import TEST
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=run_folder)
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.learn import Kinds
-from benchmarks.record import publish
+from benchmarks.record import publish, run_folder
 from benchmarks.windows import Bench
 from mtmsd.features import FeatureConfig, stage_widths
 from pipeline.artifacts import read_json
@@ -28,7 +28,7 @@ _ALL = "all"
 def main() -> None:
     """Print OA by timestep (rows) and stage (columns)."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=run_folder)
     parser.add_argument("--timesteps", default="50,100,200,300,500,700,900")
     parser.add_argument("--protocol", default="random", choices=["random", "blocks"])
     parser.add_argument("--seeds", default="0,1,2")

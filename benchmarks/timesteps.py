@@ -7,13 +7,12 @@ pixels, one member. The test pixels only score what was chosen.
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.learn import Kinds
-from benchmarks.record import publish
+from benchmarks.record import publish, run_folder
 from benchmarks.windows import Bench
 from mtmsd.split import TEST, TRAIN, UNUSED
 from pipeline.artifacts import read_json
@@ -24,7 +23,7 @@ from pipeline.scene import open_scene
 def main() -> None:
     """Print the chosen timesteps, best first, with the test accuracy of each number of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=run_folder)
     parser.add_argument("--geometry", default="48:24")
     parser.add_argument("--protocol", default="random")
     parser.add_argument("--seed", type=int, default=0)

@@ -13,14 +13,13 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from benchmarks.learn import Learner, Learnt
-from benchmarks.record import publish
+from benchmarks.record import publish, run_folder
 from mtmsd.features import Readout
 from mtmsd.mosaic import Mosaic
 from mtmsd.split import TEST
@@ -38,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=run_folder)
     parser.add_argument("--geometries", default="48:1,48:4,48:24,96:72,96:72:8")
     parser.add_argument("--protocols", default="random,blocks")
     parser.add_argument("--seeds", default="0,1,2")

@@ -154,7 +154,7 @@ def _draw(
 
 
 def _train_count(count: int, available: int, config: SplitConfig) -> int:
-    """Training pixels of a class with ``count`` labelled pixels: never more than half of those."""
+    """Training pixels of a class with ``count`` labelled pixels; of a random split at most half of those."""
     wanted = config.train_per_class or max(config.min_train, round(config.train_fraction * count))
     limit = available // 2 if config.protocol == "random" else available
     return max(min(wanted, limit, config.max_train_per_class), 1)

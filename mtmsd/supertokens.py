@@ -82,7 +82,8 @@ def spectral_metric(
         loadings_BK: Of the used bands, in the order of wavelength.
         scale_K: Standard deviations of the components.
         wavelength_B: Of the used bands; None counts bands instead. Bands at the same wavelength have no
-        slope. derivative: Weight.
+            slope.
+        derivative: Weight of the slope.
     """
     spectrum_BK = loadings_BK.double() * scale_K.double()
     step = torch.ones(len(loadings_BK) - 1) if wavelength_B is None else wavelength_B.diff()

@@ -137,7 +137,7 @@ def _plan_and_run(
 
 
 def _say_budget(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> None:
-    from pipeline import budget, calibrate, machine
+    from pipeline import budget, machine, timing
 
     planned = budget.costs(config, folder, scene, plan)
     at_hand = machine.machine_at_hand(folder.path)
@@ -146,9 +146,9 @@ def _say_budget(config: Config, folder: RunFolder, scene: Scene, plan: Plan) -> 
     except UserError:  # nor would a piece of it that is to be timed
         print(f"\n{budget.table(planned, {})}\n\n{at_hand}")
         raise
-    seconds = calibrate.estimates(config, scene, planned, at_hand)
-    times = {stage: calibrate.spoken(value) for stage, value in seconds.items()}
-    print(f"\n{budget.table(planned, times)}\n\n{at_hand}\n{calibrate.said(seconds)}")
+    seconds = timing.estimates(config, scene, planned, at_hand)
+    times = {stage: timing.spoken(value) for stage, value in seconds.items()}
+    print(f"\n{budget.table(planned, times)}\n\n{at_hand}\n{timing.said(seconds)}")
 
 
 def _demo_scene(folder: RunFolder) -> str:

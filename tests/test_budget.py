@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mtmsd.split import TRAIN
-from pipeline import calibrate
 from pipeline import machine as machine_module
+from pipeline import timing
 from pipeline.artifacts import RunFolder
 from pipeline.budget import Cost, check_fits, costs, table, unet_bytes
 from pipeline.config import Config, load_config
@@ -157,7 +157,7 @@ def test_dry_run_says_it_and_refuses(
     assert re.search(r"^map .* about [\d.]+ s$", output, re.MULTILINE), "an estimate of a real calibration"
     assert re.search(r"^time: about [\d.]+ s in all; an estimate", output, re.MULTILINE)
     monkeypatch.setattr(machine_module, "machine_at_hand", lambda folder: Machine(2, 64 * GIB, 1, MIB))
-    monkeypatch.setattr(calibrate, "estimates", None)  # what cannot fit is not tried
+    monkeypatch.setattr(timing, "estimates", None)  # what cannot fit is not tried
     assert cli(arguments) == 2
     output = capsys.readouterr()
     assert "U-Net passes" in output.out, "the budget is shown all the same"

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pipeline.budget import Cost
-from pipeline.calibrate import estimates, piece_seconds, said, spoken, timed
 from pipeline.config import load_config
 from pipeline.machine import Machine
 from pipeline.scene import Scene, open_scene, write_scene
+from pipeline.timing import estimates, piece_seconds, said, spoken, timed
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
