@@ -13,6 +13,7 @@ from pipeline.demo import make_demo_scene
 from pipeline.run import cli
 from pipeline.scene import open_scene, write_scene
 
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")  # a process that the dashboard alone needs
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "configs" / "tiny.yaml"
 DEAD_BAND = 5

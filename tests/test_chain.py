@@ -257,11 +257,19 @@ def test_killed_and_asked_to_end_during_the_map(
     assert_same(run_copy, finished)
 
 
+def test_pretraining_repeats_bit_for_bit(finished: Path, run_copy: Path, tiny_scene: Path) -> None:
+    arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(run_copy), "--from", "pretrain"]
+    assert cli([*arguments, "--until", "pretrain"]) == 0
+    mine, theirs = (load_file(run / "pretrain/unet.safetensors") for run in (run_copy, finished))
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.long
 def test_training_repeats_bit_for_bit(finished: Path, run_copy: Path, tiny_scene: Path) -> None:
     arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(run_copy), "--from", "pretrain"]
     assert cli([*arguments, "--until", "classify"]) == 0
     names = ["pretrain/unet.safetensors", *(f"classifier/member_{i}.safetensors" for i in range(2))]
-    for name in names:
+    for name in (*names, *(f"classifier/expert_{kind}.safetensors" for kind in ("features", "spectra"))):
         mine, theirs = load_file(run_copy / name), load_file(finished / name)
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
     whole = read_json(finished / "metrics.json")

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import zarr
 from safetensors.torch import load_file
 
 from mtmsd.split import TEST, HiddenBlocks
+from pipeline import pretrain
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import load_config
 from pipeline.labels import hidden_blocks, labelled_split
@@ -45,6 +47,28 @@ def noisy(scene: Path, copy: Path, where: np.ndarray) -> Path:
 
 
 @pytest.mark.cluster
+def test_test_blocks_reach_neither_reduction_nor_the_training_workers(
+    tiny_scene: Path, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short form of the next test: what the workers are given reads hidden blocks as no data."""
+    hidden = hidden_in(tiny_scene)
+    inside = noisy(tiny_scene, tmp_path / "inside.zarr", hidden.mask(0, 96, 0, 150))
+    runs = {
+        "plain": (RunFolder(tmp_path / "plain"), tiny_scene),
+        "inside": (RunFolder(tmp_path / "in"), inside),
+    }
+    for folder, scene in runs.values():
+        assert cli(arguments(scene, folder.path, INDUCTIVE, "--until", "reduce")) == 0
+    plain, noised = (folder for folder, _ in runs.values())
+    assert read_json(noised.spectral) == read_json(plain.spectral)
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(pretrain, "fit", lambda loop, settings, **_: told.update(settings))
+    monkeypatch.setattr(pretrain, "_publish", lambda *_: None)
+    pretrain.run(plain.config(), plain, open_scene(str(tiny_scene)), "fingerprint")
+    assert told["reduced"].hidden == hidden
+
+
+@pytest.mark.long
 def test_test_blocks_reach_neither_reduction_nor_pretraining(
     tiny_scene: Path, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

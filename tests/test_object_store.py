@@ -124,7 +124,7 @@ def test_a_missing_bucket(s3: s3fs.S3FileSystem, capsys: pytest.CaptureFixture[s
     out = ["--config", str(TINY), "--out", "s3://buckett/run"]
     refused(capsys, [_other(s3), *out], "--out s3://buckett/run", "bucket does not exist")
     refused(capsys, [f"s3://{BUCKET}/none.zarr"], "expected a Zarr group, found none")
-    refused(capsys, [_other(s3), "--model", f"s3://{BUCKET}/none"], "spectral.json is missing")
+    refused(capsys, [_other(s3), "--model", f"s3://{BUCKET}/none"], "no such run folder")
 
 
 @pytest.fixture
