@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pyproj
 import pystac
+import shapely
 from pyproj.exceptions import ProjError
 from pystac.extensions.classification import Classification, ClassificationExtension
 from pystac.extensions.projection import ProjectionExtension
+from shapely.geometry import mapping
 
 from pipeline import scene_arrays
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.classes import ClassTable
 from pipeline.export import code_type
 from pipeline.scene import Scene
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"
 _OTHERS = {
@@ -105,10 +109,27 @@ def _footprint(scene: Scene) -> tuple[dict[str, Any] | None, list[float] | None]
     if not np.isfinite(outline).all():
         return None, None
     outline = outline.round(8)
+    outline[:, 0] = np.unwrap(outline[:, 0], period=360)
     if np.sum(outline[:-1, 0] * outline[1:, 1] - outline[1:, 0] * outline[:-1, 1]) < 0:
         outline = outline[::-1]  # GeoJSON goes round anticlockwise
-    geometry = {"type": "Polygon", "coordinates": [outline.tolist()]}
-    return geometry, [*outline.min(axis=0).tolist(), *outline.max(axis=0).tolist()]
+    (west, south), (east, north) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
+    if west >= -180 and east <= 180:
+        return {"type": "Polygon", "coordinates": [outline.tolist()]}, [west, south, east, north]
+    return _over_antimeridian(outline), [_wrapped(west), south, _wrapped(east), north]
+
+
+def _over_antimeridian(outline: Array) -> dict[str, Any]:
+    """Return an outline whose longitudes pass 180 degrees as two polygons (RFC 7946, section 3.1.9)."""
+    whole, parts = shapely.Polygon(outline), []
+    for turn in (-360, 0, 360):
+        part = shapely.intersection(whole, shapely.box(turn - 180, -90, turn + 180, 90))
+        if part.area:
+            parts.append(shapely.orient_polygons(shapely.transform(part, lambda xy, by=turn: xy - [by, 0])))
+    return dict(mapping(shapely.MultiPolygon(parts)))
+
+
+def _wrapped(longitude: float) -> float:
+    return round((longitude + 180) % 360 - 180, 8)
 
 
 def _add_projection(item: pystac.Item, scene: Scene) -> None:
@@ -139,7 +160,7 @@ def _pixel_metres(scene: Scene) -> float | None:
 
 def _add_rasters(item: pystac.Item, folder: Path, table: ClassTable, metres: float | None) -> None:
     """Add the GeoTIFFs with type, no-data value, pixel size and the table of the classes."""
-    titles = {"map": "Class of each pixel", "confidence": "Mean probability of the class over the ensemble"}
+    titles = {"map": "Class of each pixel", "confidence": "Probability of the class"}
     for name, title in titles.items():
         path = folder / f"{name}.tif"
         if not path.exists():

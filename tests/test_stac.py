@@ -119,6 +119,30 @@ def test_a_rotated_grid_has_its_own_outline(tmp_path: Path) -> None:
     assert item["bbox"][0] < middle[0] < item["bbox"][2]
 
 
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:32760", (1000.0, 0.0, 800_000.0, 0.0, -1000.0, 8_000_000.0)),  # zone 60 ends at x = 817 km
+        ("EPSG:4326", (0.01, 0.0, 179.9, 0.0, -0.01, -18.0)),
+    ],
+)
+def test_a_scene_on_the_antimeridian_has_two_parts(
+    crs: str, transform: tuple[float, ...], tmp_path: Path
+) -> None:
+    item = item_of(tmp_path, crs=crs, transform=transform)
+    west, south, east, north = item["bbox"]
+    assert 179 < west < 180
+    assert -180 < east < -179
+    assert -20 < south < north < -17
+    parts = [np.array(part[0]) for part in item["geometry"]["coordinates"]]
+    assert item["geometry"]["type"] == "MultiPolygon"
+    assert sorted(np.sign(part[:, 0].mean()) for part in parts) == [-1, 1]
+    for part in parts:
+        assert (np.abs(part[:, 0]) >= 179).all()
+        x, y = part[:, 0], part[:, 1]
+        assert (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() > 0, "anticlockwise"
+
+
 def test_a_scene_without_a_place_gives_an_item_without_one(tmp_path: Path) -> None:
     item = item_of(tmp_path)
     assert item["geometry"] is None
