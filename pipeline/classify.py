@@ -36,6 +36,9 @@ from pipeline.trained import (
 )
 from pipeline.units import UnitSource, in_order, read_units
 
+_GROUPS_EACH = 32
+"""Chunks of pixels that are worth the start of another process that scores them."""
+
 
 def run(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Write ``classifier/member_*.safetensors`` and ``metrics.json``; returns what was measured.
@@ -59,7 +62,10 @@ def run(config: Config, folder: RunFolder) -> dict[str, Any]:
             _calibrate(config, folder)
         codes = np.asarray(read_json(folder.selection)["codes"])
         source = UnitSource("classify: features", range(groups), _FeatureGroups(folder), 1 << 20)
-        rows = shares.through_actors(read_units(source), groups, _Scorer, (config, folder, shares.gpu, codes))
+        scorers = -(-groups // _GROUPS_EACH)
+        rows = shares.through_actors(
+            read_units(source), scorers, _Scorer, (config, folder, shares.gpu, codes)
+        )
         confusion, reliability, coverage = Confusion(len(codes)), Reliability(), Coverage()
         for row in in_order(rows.iter_rows()):
             confusion.counts += row["confusion"]

@@ -191,8 +191,10 @@ def _patches(
 
     def read(interval: range) -> list[Row]:
         source = UnitSource("pretrain: patches", interval, reader, step_bytes)
+        # One process keeps up with a worker that computes on CPUs, and each takes seconds of them to start.
+        tasks = _INTERVAL_TASKS if device.type == "cuda" else 1
         # No CPUs: where nodes were lost, the workers may hold all that are left.
-        dataset = read_units(source, tasks=_INTERVAL_TASKS, together=_INTERVAL_STEPS, num_cpus=0)
+        dataset = read_units(source, tasks=tasks, together=_INTERVAL_STEPS, num_cpus=0)
         return sorted(dataset.iter_rows(), key=lambda row: int(row["unit"]))
 
     with ThreadPoolExecutor(max_workers=1) as ahead:
