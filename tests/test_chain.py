@@ -156,7 +156,7 @@ def test_running_again_touches_nothing(finished: Path, tiny_scene: Path) -> None
     assert read_json(finished / "run.json")["bands_dropped"] == [DEAD_BAND]
 
 
-@pytest.mark.parametrize(("actors", "of_a_round"), [(1, 20_000), (2, 4)])
+@pytest.mark.parametrize(("actors", "of_a_round"), [(2, 4), pytest.param(1, 20_000, marks=pytest.mark.long)])
 def test_any_number_of_actors_and_rounds_gives_the_same_map(
     actors: int,
     of_a_round: int,
@@ -216,8 +216,19 @@ def test_supertokens_vote_on_the_finished_pixels(finished: Path, run_copy: Path,
     assert metrics["map_oa"] == pytest.approx(np.trace(confusion) / metrics["n_test"])
     with rasterio.open(run_copy / "map.tif") as tif:
         assert np.array_equal(tif.read(1), voted["class"])
+    assert read_json(run_copy / "stages.json")["map"]["pixels"] == 96 * 150
+
+
+@pytest.mark.long
+def test_the_vote_of_supertokens_goes_on_and_can_be_taken_back(
+    finished: Path, run_copy: Path, tiny_scene: Path
+) -> None:
+    arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(run_copy), "--until", "map"]
+    arguments += ["--set", "map.regions=supertokens"]
+    assert cli([*arguments, "--from", "map"]) == 0
+    group = zarr.open_group(run_copy / "map.zarr", mode="r+", use_consolidated=False)
+    voted, before = _map(run_copy), read_json(finished / "metrics.json")
     records = read_json(run_copy / "stages.json")
-    assert records["map"]["pixels"] == 96 * 150
     records["map"]["status"] = "running"
     (run_copy / "stages.json").write_text(json.dumps(records))
     group["class"][:64, :64] = 1  # tile 0 of the vote: as if it had never been written

@@ -79,7 +79,7 @@ def big_sources(path: Path, kind: str) -> list[Path]:
 @pytest.mark.parametrize(
     "kind",
     [
-        "bil", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("npy", "nc", "zarr")),
+        "npy", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("bil", "nc", "zarr")),
         pytest.param("mosaic", marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
     ],
 )  # fmt: skip
