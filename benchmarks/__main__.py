@@ -2,8 +2,7 @@
 
 Apart from these: ``accuracy``, ``ablation``, ``pretraining_length``, ``parts``, ``windows``, ``timesteps``,
 ``timestep_stage`` and ``regions`` (they need a scene or a run), ``memory`` and ``preparation`` (large
-scenes), ``scale`` (an hour and more),
-``soak`` (half an hour) and ``gpu``.
+scenes), ``scale`` (an hour and more), ``soak`` (half an hour) and ``gpu``.
 """
 
 import sys

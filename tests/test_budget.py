@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from mtmsd.split import TRAIN
 from pipeline import machine as machine_module
 from pipeline import timing
 from pipeline.artifacts import RunFolder
-from pipeline.budget import Cost, check_fits, costs, table, unet_bytes
+from pipeline.budget import Cost, check_fits, costs, processes, table, unet_bytes
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.labels import labelled_split
@@ -163,6 +164,19 @@ def test_dry_run_says_it_and_refuses(
     assert "U-Net passes" in output.out, "the budget is shown all the same"
     assert output.err.strip().splitlines()[-1].startswith("error: the run needs up to")
     assert not folder.path.exists()
+
+
+def test_experts_need_processes_and_memory(small: tuple[Config, RunFolder, str]) -> None:
+    config, folder, url = small
+    with_experts = config.model_copy(
+        update={"classifier": replace(config.classifier, experts=("features", "spectra"))}
+    )
+    without = config.model_copy(update={"classifier": replace(config.classifier, experts=())})
+    many, few = (_planned((c, folder, url))["classify"] for c in (with_experts, without))
+    train = int((labelled_split(config, open_scene(url))[3] == TRAIN).sum())
+    assert many.actor_bytes - few.actor_bytes == 8 * train**2 * 8  # eight matrices in double precision
+    machine = Machine(cpus=16, node_bytes=8 * GIB, nodes=1, free_bytes=None)
+    assert [processes(c, cost, machine) for c, cost in ((with_experts, many), (without, few))] == [4, 2]
 
 
 @pytest.mark.parametrize(

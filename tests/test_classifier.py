@@ -1,5 +1,6 @@
 """The head, its training, and how members agree."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -277,6 +278,10 @@ def test_members_of_other_features_are_refused() -> None:
     members = [trained(replace(QUICK, epochs=1), toy(60, seed=seed), member=0)[0] for seed in (0, 1)]
     with pytest.raises(ValueError, match="share the mean and scale"):
         Ensemble(members, "mean")
+    wider = copy.deepcopy(members[0])
+    wider.scale_2TK *= 5
+    with pytest.raises(ValueError, match="share the mean and scale"):
+        Ensemble([members[0], wider], "mean")
 
 
 def test_an_ensemble_answers_pixels_one_by_one_as_together() -> None:

@@ -55,7 +55,7 @@ def write_emit(path: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["netcdf", "zarr"])
-def test_every_value_of_no_data_is_one(kind: str, tmp_path: Path) -> None:
+def test_every_value_of_no_data_is_one(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """_FillValue where nothing was written, missing_value where the sensor saw nothing."""
     values, expected = swath().transpose(2, 0, 1).copy(), swath().transpose(2, 0, 1).copy()
     values[:, 1, 2], values[:, 3, 0] = -9999, -8888
@@ -79,10 +79,13 @@ def test_every_value_of_no_data_is_one(kind: str, tmp_path: Path) -> None:
             array.attrs.update(missing_value=other, _ARRAY_DIMENSIONS=["band", "y", "x"][-data.ndim :])
     source = tmp_path / ("two.nc" if kind == "netcdf" else "two.zarr")
     assert run(source, tmp_path / "s", "--labels", source) == 0
+    assert "left behind" not in capsys.readouterr().out
     scene = open_scene(str(tmp_path / "s"))
     np.testing.assert_array_equal(scene.read(0, ROWS, 0, COLUMNS), expected)
     y, _, codes = scene.labelled_pixels()
     assert (len(y), set(codes.tolist())) == (2 * ROWS, {1, 2})
+    assert run(source, tmp_path / "bare") == 0
+    assert f"its labels are left behind; --labels {source} takes them along" in capsys.readouterr().out
 
 
 def test_emit_is_placed_by_its_lookup_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,14 +143,16 @@ def block_width(bands: int, width: int, dtype: np.dtype[Any], chunk: int) -> int
 
 def check_numeric(dtype: np.dtype[Any], where: str) -> None:
     """Raise UserError unless the type is integer or float."""
-    if dtype.kind not in "iuf":
-        text = "text" if dtype.kind in "USO" else str(dtype)
-        raise UserError(
-            f"{where} must hold integers or real numbers, found {text}; labels that are words must become "
-            "numbers (0: unlabelled), or come as a vector file with a column of classes"
-            if text == "text"
-            else f"{where} must hold integers or real numbers, found {text}; convert it first"
+    if dtype.kind in "iuf":
+        return
+    found, remedy = str(dtype), "convert it first"
+    if dtype.kind in "USO":
+        found = "text"
+        remedy = (
+            "labels that are words must become numbers (0: unlabelled), or come as a vector file with a "
+            "column of classes"
         )
+    raise UserError(f"{where} must hold integers or real numbers, found {found}; {remedy}")
 
 
 def bad_bands(flags: Any) -> tuple[int, ...]:
