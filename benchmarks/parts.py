@@ -3,7 +3,8 @@
 ``python -m benchmarks.parts --scene SCENE --config FILE --out DIR [--seeds 0,1,2]
 [--protocols random,blocks] [--parts NAME,...]``. Reduction and pretraining see no labels: parts with the same
 U-Net share them (DIR/base, DIR/base_<part>), and each run (DIR/<protocol>_seed<n>/<part>) begins from a
-copy. The same command resumes. Leaves DIR/parts.json and DIR/parts.md.
+copy; a part that differs behind the features begins from the default's run, where that is among the parts.
+The same command resumes. Leaves DIR/parts.json and DIR/parts.md.
 """
 
 import re
@@ -31,8 +32,9 @@ from pipeline.config import load_config
 from pipeline.errors import UserError, run_command
 from pipeline.trained import load_members, load_unet
 
+DEFAULT = "selective fusion (default)"
 PARTS = {
-    "selective fusion (default)": [],
+    DEFAULT: [],
     "hyperfeatures": ["fusion.kind=hyperfeatures"],
     "one timestep": ["features.timesteps=[50]"],
     "one timestep and stage": ["features.timesteps=[50]", "features.stages=[5]"],
@@ -42,6 +44,7 @@ PARTS = {
     "supertokens": ["map.regions=supertokens"],
 }
 """Name in the table -> settings beside the configuration's."""
+_AFTER_FEATURES = ("fusion.", "map.")
 _COLUMNS = {
     "oa": "OA %", "aa": "AA %", "kappa": "kappa x 100", "map_oa": "OA of the map %",
     "parameters": "parameters of the classifier", "unet_parameters": "of the U-Net",
@@ -77,7 +80,7 @@ def main(
             for seed in seeds:
                 run = RunFolder(folder / f"{protocol}_seed{seed}" / _file_name(part))
                 settings = [*overrides_of(overrides, protocol), *PARTS[part], f"split.seed={seed}"]
-                _begin_from(base, run)
+                _begin_from(_nearest(base, run, part), run)
                 pipeline_until(command, run, settings, "map")
                 rows.append({"part": part, "protocol": protocol, "seed": seed} | scores(run))
     report = about() | {"scene": Path(url).stem, "rows": rows}
@@ -108,6 +111,13 @@ def _base(
     base = RunFolder(folder / ("base_" + _file_name(part) if settings else "base"))
     pipeline_until(command, base, [*overrides_of(overrides, None), *settings], "pretrain")
     return base
+
+
+def _nearest(base: RunFolder, run: RunFolder, part: str) -> RunFolder:
+    """The default's run on the same split where the part has its features; the part's base otherwise."""
+    default = RunFolder(run.path.with_name(_file_name(DEFAULT)))
+    shares = part != DEFAULT and all(setting.startswith(_AFTER_FEATURES) for setting in PARTS[part])
+    return default if shares and default.metrics.exists() else base
 
 
 def _begin_from(base: RunFolder, run: RunFolder) -> None:
