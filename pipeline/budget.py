@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.labels import labelled_split
 from pipeline.machine import Machine, shown
 from pipeline.plan import Plan
-from pipeline.readers import GROUP, Reduced, TileReader, WindowReader, reduced_grid
+from pipeline.readers import GROUP, KEPT_BYTES, Reduced, TileReader, WindowReader, reduced_grid
 from pipeline.scene import Scene
 from pipeline.units import TileGrid
 
@@ -231,12 +231,12 @@ def check_fits(config: Config, planned: list[Cost], machine: Machine) -> None:
     """
     for cost in planned:
         at_once = -(-processes(config, cost, machine) // machine.nodes)
-        needed = at_once * cost.actor_bytes + _PROCESS  # and the command itself
+        needed = at_once * cost.actor_bytes + 2 * _PROCESS + KEPT_BYTES
         if needed > machine.node_bytes:
             setting = "cluster.train_workers" if cost.stage == "pretrain" else "cluster.actors"
             raise UserError(
-                f"stage {cost.stage}: {at_once} processes of {shown(cost.actor_bytes)} and the command "
-                f"need {shown(needed)} of memory, a node has {shown(machine.node_bytes)}; "
+                f"stage {cost.stage}: {at_once} processes of {shown(cost.actor_bytes)}, the command and "
+                f"one that reads need {shown(needed)} of memory, a node has {shown(machine.node_bytes)}; "
                 f"{_SMALLER[cost.stage]}, or fewer {setting}"
             )
     disk = sum(cost.left(cost.bytes_written) for cost in planned)

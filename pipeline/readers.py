@@ -3,7 +3,7 @@
 Each is a small picklable value; arrays are opened, and decoded chunks kept, in the process that reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -23,7 +23,8 @@ GROUP = 128
 """Labelled pixels in a chunk of features.zarr; a unit of work holds whole chunks."""
 _UNIT_PIXELS = 1 << 17
 """Pixels of the windows of a unit, about."""
-_CHUNKS_KEPT = 64
+KEPT_BYTES = 256 << 20
+"""Decoded chunks of a cube that a process keeps, at most (but one in any case)."""
 
 
 def reduced_grid(scene: Scene) -> TileGrid:
@@ -77,7 +78,7 @@ class Reduced:
                 top, left = row * side_y, column * side_x
                 a0, a1 = max(y0, top), min(y1, top + side_y)
                 b0, b1 = max(x0, left), min(x1, left + side_x)
-                chunk = _chunk(self.path, row, column)
+                chunk = _chunks(self.path)(row, column)
                 result[:, a0 - y0 : a1 - y0, b0 - x0 : b1 - x0] = chunk[
                     :, a0 - top : a1 - top, b0 - left : b1 - left
                 ]
@@ -107,12 +108,18 @@ def _opened(path: str) -> zarr.Array[Any]:
     return cast("zarr.Array[Any]", zarr.open_group(path, mode="r", use_consolidated=False)["reduced"])
 
 
-@lru_cache(maxsize=_CHUNKS_KEPT)
-def _chunk(path: str, row: int, column: int) -> NDArray[np.float32]:
+@lru_cache(maxsize=4)
+def _chunks(path: str) -> Callable[[int, int], NDArray[np.float32]]:
+    """Reads a chunk by its row and column; the last ones, as many as ``KEPT_BYTES`` hold, stay decoded."""
     array = _opened(path)
-    side_y, side_x = array.chunks[1:]
-    rows, columns = slice(row * side_y, (row + 1) * side_y), slice(column * side_x, (column + 1) * side_x)
-    return np.asarray(read_region(array, (slice(None), rows, columns)), np.float32)
+    depth, side_y, side_x = array.shape[0], *array.chunks[1:]
+
+    @lru_cache(maxsize=max(1, KEPT_BYTES // (depth * side_y * side_x * np.dtype(np.float32).itemsize)))
+    def chunk(row: int, column: int) -> NDArray[np.float32]:
+        rows, columns = slice(row * side_y, (row + 1) * side_y), slice(column * side_x, (column + 1) * side_x)
+        return np.asarray(read_region(array, (slice(None), rows, columns)), np.float32)
+
+    return chunk
 
 
 @dataclass(frozen=True)

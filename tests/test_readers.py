@@ -10,6 +10,7 @@ import zarr
 from mtmsd.split import HiddenBlocks
 from mtmsd.steps import PretrainConfig, draw_patches, turned
 from mtmsd.windows import PatchConfig, windows_of_tile
+from pipeline import readers
 from pipeline.readers import PatchReader, Reduced, TileReader, WindowReader
 from pipeline.units import TileGrid, UnitSource
 
@@ -34,6 +35,19 @@ def reduced(cube: np.ndarray, tmp_path: Path) -> Reduced:
 def test_reads_across_chunks(cube: np.ndarray, reduced: Reduced) -> None:
     for y0, y1, x0, x1 in [(0, HEIGHT, 0, WIDTH), (7, 9, 7, 9), (16, 21, 24, 26), (3, 4, 3, 4)]:
         np.testing.assert_array_equal(reduced.read(y0, y1, x0, x1), cube[:, y0:y1, x0:x1])
+
+
+@pytest.mark.parametrize(("kept", "decoded"), [(2, 2), (1, 4), (0, 4)])
+def test_as_many_chunks_stay_decoded_as_the_bytes_hold(
+    kept: int, decoded: int, reduced: Reduced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    plain = readers.read_region
+    monkeypatch.setattr(readers, "KEPT_BYTES", kept * 3 * 8 * 8 * 4)
+    monkeypatch.setattr(readers, "read_region", lambda *args: reads.append(args) or plain(*args))
+    for _ in range(2):
+        reduced.read(0, 8, 4, 12)
+    assert len(reads) == decoded
 
 
 @pytest.mark.parametrize("padding", ["zeros", "reflect"])
