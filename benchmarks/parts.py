@@ -44,7 +44,8 @@ PARTS = {
     "supertokens": ["map.regions=supertokens"],
 }
 """Name in the table -> settings beside the configuration's."""
-_AFTER_FEATURES = ("fusion.", "map.")
+_CHANGES = {"fusion": ("classify", "map"), "map": ("map",)}
+"""Sections of settings behind the features -> the stages that they change."""
 _COLUMNS = {
     "oa": "OA %", "aa": "AA %", "kappa": "kappa x 100", "map_oa": "OA of the map %",
     "parameters": "parameters of the classifier", "unet_parameters": "of the U-Net",
@@ -80,7 +81,7 @@ def main(
             for seed in seeds:
                 run = RunFolder(folder / f"{protocol}_seed{seed}" / _file_name(part))
                 settings = [*overrides_of(overrides, protocol), *PARTS[part], f"split.seed={seed}"]
-                _begin_from(_nearest(base, run, part), run)
+                _begin(base, run, part)
                 pipeline_until(command, run, settings, "map")
                 rows.append({"part": part, "protocol": protocol, "seed": seed} | scores(run))
     report = about() | {"scene": Path(url).stem, "rows": rows}
@@ -113,21 +114,21 @@ def _base(
     return base
 
 
-def _nearest(base: RunFolder, run: RunFolder, part: str) -> RunFolder:
-    """The default's run on the same split where the part has its features; the part's base otherwise."""
-    default = RunFolder(run.path.with_name(_file_name(DEFAULT)))
-    shares = part != DEFAULT and all(setting.startswith(_AFTER_FEATURES) for setting in PARTS[part])
-    return default if shares and default.metrics.exists() else base
-
-
-def _begin_from(base: RunFolder, run: RunFolder) -> None:
-    """Copy what the parts share, unless the run has begun."""
+def _begin(base: RunFolder, run: RunFolder, part: str) -> None:
+    """Copy what a part shares, unless its run has begun: the default's features, or its base."""
     if run.path.exists():
         return
-    partial = run.path.with_name(f"{run.path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base.path, partial, ignore=shutil.ignore_patterns("step-*.pt", ".lock"))
-    partial.rename(run.path)
+    default = RunFolder(run.path.with_name(_file_name(DEFAULT)))
+    sections = {setting.split(".")[0] for setting in PARTS[part]}
+    shared = bool(sections) and sections <= _CHANGES.keys() and default.metrics.exists()
+    partial = RunFolder(run.path.with_name(f"{run.path.name}.partial"))
+    shutil.rmtree(partial.path, ignore_errors=True)
+    source = default if shared else base
+    shutil.copytree(source.path, partial.path, ignore=shutil.ignore_patterns("step-*.pt", ".lock"))
+    for section in sections if shared else ():
+        for stage in _CHANGES[section]:
+            partial.forget(stage)
+    partial.path.rename(run.path)
 
 
 def scores(run: RunFolder) -> dict[str, float]:

@@ -90,6 +90,31 @@ def test_parts_with_another_pretraining_have_a_base_of_their_own(
     }
 
 
+@pytest.mark.parametrize(
+    ("part", "kept"),
+    [
+        ("hyperfeatures", {"extract"}),
+        ("supertokens", {"extract", "classify"}),
+        ("one timestep", set()),
+        (parts.DEFAULT, set()),
+    ],
+)
+def test_a_part_begins_where_it_differs_from_the_default(part: str, kept: set[str], tmp_path: Path) -> None:
+    base, split = RunFolder(tmp_path / "base"), tmp_path / "random_seed0"
+    default = RunFolder(split / parts._file_name(parts.DEFAULT))
+    for run in (base, default):
+        run.path.mkdir(parents=True)
+    write_json(base.stages, {})
+    write_json(default.stages, {stage: {} for stage in ("extract", "classify", "map")})
+    write_json(default.metrics, {"oa": 1.0})
+    run = RunFolder(split / ("again" if part == parts.DEFAULT else parts._file_name(part)))
+    parts._begin(base, run, part)
+    assert set(run.records()) == kept
+    write_json(run.stages, {"map": {}})
+    parts._begin(base, run, part)
+    assert set(run.records()) == {"map"}, "what has begun is not touched"
+
+
 def test_features_of_one_timestep_and_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, ["unet.channels=32", "patches.size=16"])
     features = FeatureConfig(timesteps=(5, 10, 20), stages=(0, 3, 5))
