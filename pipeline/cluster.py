@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THR
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
@@ -32,6 +34,8 @@ _SPARE_CPUS = 0.5
 """What the actors leave of the largest node; one actor more must not fit into it."""
 _LEAST_CPUS = 0.75
 """Of an actor's thread, where nodes have but one CPU or two."""
+_RETRIES = 10
+"""Of a unit whose actor dies; an actor starts again twice as often. Ray would try for ever."""
 _IDLE_MS = 600_000
 _ANSWER_S = 10
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -135,6 +139,7 @@ def _own_environment() -> None:
         port = probe.getsockname()[1]
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(_IDLE_MS))
+    os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))
     os.environ["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
 
 
@@ -180,18 +185,23 @@ class Shares:
         Unless their number is fixed, the pool grows by what nodes that join have room for.
         """
         least = max(1, min(self.actors, units))
-        return dataset.map_batches(
-            actor,
-            fn_constructor_args=arguments,
-            batch_size=1,
-            compute=ActorPoolStrategy(
-                min_size=least,
-                max_size=least if self.fixed else max(1, units),
-                max_tasks_in_flight_per_actor=2 if self.gpu else 1,
-            ),
-            num_cpus=self.num_cpus,
-            num_gpus=self.num_gpus,
-        )
+        with warnings.catch_warnings():
+            # Ray 2.60 wants all arguments by names of its own, and has none for the two last ones.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            return dataset.map_batches(
+                actor,
+                fn_constructor_args=arguments,
+                batch_size=1,
+                compute=ActorPoolStrategy(
+                    min_size=least,
+                    max_size=least if self.fixed else max(1, units),
+                    max_tasks_in_flight_per_actor=2 if self.gpu else 1,
+                ),
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+                max_restarts=2 * _RETRIES,
+                max_task_retries=_RETRIES,
+            )
 
 
 def share_out(config: ClusterConfig) -> Shares:

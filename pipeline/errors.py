@@ -94,6 +94,9 @@ _FULL = (
     "Local disk is full",  # Ray, when it has no room for the rows of a dataset
 )
 
+_DEAD = ("ActorDiedError", "ActorUnavailableError", "OutOfMemoryError", "WorkerCrashedError")
+"""Ray's errors when a process ends without a word, after it was started again some times."""
+
 
 def _mendable(error: BaseException) -> str | None:
     """What a user can mend among the causes of an error, which Ray wraps when it comes from a worker."""
@@ -109,6 +112,12 @@ def _mendable(error: BaseException) -> str | None:
                     f"{full}{f' while writing {where}' if where else ''}; nothing that was finished is lost: "
                     "make room, then the same command goes on from here"
                 )
+    if any(type(cause).__name__ in _DEAD for cause in causes):
+        return (
+            "a process of Ray died again and again, mostly a sign of too little memory: try a smaller "
+            "map.tile, features.batch or pretrain.batch, or fewer cluster.actors (--dry-run tells what a "
+            "process of each stage needs); what was finished is kept: the same command goes on from here"
+        )
     if any(_of_store(cause) for cause in causes):
         said = store_says([cause for cause in causes if is_trouble(cause)][-1])
         return f"object store: {said}; nothing that was finished is lost: the same command goes on from here"

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import click
 import numpy as np
 import pytest
 import zarr
@@ -14,8 +15,10 @@ from ray.data import DataContext
 from ray.data.block import BlockAccessor
 
 from benchmarks.sleeper import ROW_BYTES, SIDE, SleepActor, TinyReader
+from pipeline import cluster
 from pipeline.cluster import share_out
 from pipeline.config import ClusterConfig
+from pipeline.errors import run_command
 from pipeline.progress import metered
 from pipeline.units import (
     ChunkSink,
@@ -26,7 +29,7 @@ from pipeline.units import (
     read_units,
     write_units,
 )
-from tests.actors import LateSecond, NotingSink, Sleeper
+from tests.actors import Dying, LateSecond, NotingSink, Sleeper
 
 
 @settings(max_examples=60, deadline=None)
@@ -186,3 +189,23 @@ def test_the_first_actor_leaves_tiles_to_the_second(ray_cluster: None, tmp_path:
     rows = shares.through_actors(read_units(source), 2, LateSecond, (tmp_path,)).take_all()
     assert sorted(row["unit"] for row in rows) == [0, 1]
     assert len({row["process"] for row in rows}) == 2
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("at_start", "starts"), [(False, 2), (True, 3)])
+def test_what_kills_its_process_each_time_ends_the_run(
+    at_start: bool, starts: int, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cluster, "_RETRIES", 1)
+    source = UnitSource("tiles", range(2), TinyReader(TileGrid(SIDE, 2 * SIDE, SIDE)), ROW_BYTES)
+    shares = share_out(ClusterConfig(gpu=False, actors=1))
+    note = tmp_path / "note"
+
+    @click.command()
+    def command() -> None:
+        shares.through_actors(read_units(source), 2, Dying, (at_start, note)).take_all()
+
+    assert run_command(command, "run", []) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: a process of Ray died again and again")
+    assert len(note.read_text().splitlines()) >= starts
