@@ -234,24 +234,35 @@ def share_out(config: ClusterConfig) -> Shares:
             f"cluster.threads = {config.threads} need a node of {num_cpus:g} CPUs; the largest has "
             f"{max(nodes):g}"
         )
-    workers = config.train_workers
-    if use_gpu and (least := config.min_train_workers or workers) > gpus:
-        setting = "min_train_workers" if config.min_train_workers else "train_workers"
-        raise UserError(f"cluster.{setting} = {least} need as many GPUs; the cluster has {gpus}")
-    worker_threads = config.train_threads or max(1, cpus // max(workers, len(nodes)))
-    worker_cpus = max(0.25, min(worker_threads, cpus / workers) * 0.5)
-    if worker_cpus > max(nodes):
-        raise UserError(
-            f"cluster.train_threads = {worker_threads} need a node of {worker_cpus:g} CPUs; the largest has "
-            f"{max(nodes):g}"
-        )
+    worker_threads, worker_cpus = _for_training(config, cpus, gpus if use_gpu else None, nodes)
     return Shares(
         actors=actors,
         fixed=config.actors is not None,
         threads=config.threads,
         num_cpus=num_cpus,
         num_gpus=int(use_gpu),
-        workers=workers,
+        workers=config.train_workers,
         worker_threads=worker_threads,
         worker_cpus=worker_cpus,
     )
+
+
+def _for_training(
+    config: ClusterConfig, cpus: int, gpus: int | None, nodes: list[float]
+) -> tuple[int, float]:
+    """Threads and CPUs of a training worker, half of which are left to what reads for it."""
+    workers = config.train_workers
+    least = config.min_train_workers or workers
+    setting = "min_train_workers" if config.min_train_workers else "train_workers"
+    if gpus is not None and least > gpus:
+        raise UserError(f"cluster.{setting} = {least} need as many GPUs; the cluster has {gpus}")
+    threads = config.train_threads or max(1, cpus // max(workers, len(nodes)))
+    worker_cpus = max(0.25, min(threads, cpus / workers) * 0.5)
+    if worker_cpus > max(nodes):
+        raise UserError(
+            f"cluster.train_threads = {threads} need a node of {worker_cpus:g} CPUs; the largest has "
+            f"{max(nodes):g}"
+        )
+    if (needed := least * worker_cpus + 2 * IO_CPUS) > cpus:
+        raise UserError(f"cluster.{setting} = {least} need {needed:g} CPUs; the cluster has {cpus} CPUs")
+    return threads, worker_cpus

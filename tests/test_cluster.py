@@ -56,12 +56,20 @@ def test_gpus_are_taken_when_there_are_any(machine) -> None:
         ({"actors": 3}, "cluster.actors = 3.*2.5 CPUs.*2 CPUs"),
         ({"threads": 4}, "cluster.threads = 4"),
         ({"gpu": True}, "no GPU"),
+        ({"train_workers": 8}, "cluster.train_workers = 8 need 2.25 CPUs.* 2 CPUs"),
+        ({"train_workers": 16, "min_train_workers": 8}, "cluster.min_train_workers = 8 need 2.25 CPUs"),
     ],
 )
 def test_what_cannot_be_placed_is_refused(settings: dict, words: str, machine) -> None:
     machine(2)
     with pytest.raises(UserError, match=words):
         share_out(ClusterConfig(**settings))
+
+
+def test_more_training_workers_than_cpus_share_them(machine) -> None:
+    machine(2)
+    assert share_out(ClusterConfig(train_workers=7)).worker_cpus == 0.25
+    assert share_out(ClusterConfig(train_workers=16, min_train_workers=7)).worker_cpus == 0.25
 
 
 @pytest.mark.parametrize("settings", [{"threads": 8}, {"train_threads": 16}])
