@@ -1,15 +1,15 @@
 """What comparisons over splits share: their options, the protocols, and runs of the pipeline."""
 
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import redirect_stdout
 
 import click
 
 from benchmarks.labelled import SHARED
 from pipeline.artifacts import RunFolder
 from pipeline.errors import UserError
+from pipeline.run import cli
 
 INDUCTIVE = "inductive"
 PROTOCOLS = {
@@ -21,7 +21,6 @@ PROTOCOLS = {
 }
 """Name -> settings: shares of each class as configured; few labels; blocks, with a guard distance; blocks
 that reduction and pretraining do not see either, so that every split has its own."""
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def comparing(function: Callable[..., None]) -> Callable[..., None]:
@@ -93,14 +92,15 @@ def overrides_of(overrides: Sequence[str], protocol: str | None) -> list[str]:
 
 
 def pipeline_until(command: list[str], run: RunFolder, overrides: list[str], until: str) -> None:
-    """Run the pipeline as a user does; a finished run is only checked against the settings.
+    """Run the pipeline's command, in this process; a finished run is only checked against the settings.
 
-    Ends the program with the pipeline's exit code when it fails: its own message stands last.
+    Within ``ray_session`` all runs share one Ray. Ends the program with the command's exit code when it
+    fails: its own message stands last.
     """
     print(f"{run.path.name}:", file=sys.stderr, flush=True)
     settings = [part for override in overrides for part in ("--set", override)]
-    script = [sys.executable, str(_ROOT / "pipeline" / "run.py")]
     options = ["--out", str(run.path), "--until", until]
-    finished = subprocess.run([*script, *command, *options, *settings], stdout=sys.stderr, check=False)
-    if finished.returncode:
-        sys.exit(finished.returncode if finished.returncode > 0 else 1)
+    with redirect_stdout(sys.stderr):
+        code = cli([*command, *options, *settings])
+    if code:
+        sys.exit(code)

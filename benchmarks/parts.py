@@ -28,6 +28,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.record import about
 from pipeline.artifacts import RunFolder, read_json, write_json
+from pipeline.cluster import ray_session
 from pipeline.config import load_config
 from pipeline.errors import UserError, run_command
 from pipeline.trained import load_members, load_unet
@@ -75,15 +76,16 @@ def main(
     folder = Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for part in parts:
-        base = _base(command, folder, part, config_file, overrides)
-        for protocol in protocols:
-            for seed in seeds:
-                run = RunFolder(folder / f"{protocol}_seed{seed}" / _file_name(part))
-                settings = [*overrides_of(overrides, protocol), *PARTS[part], f"split.seed={seed}"]
-                _begin(base, run, part)
-                pipeline_until(command, run, settings, "map")
-                rows.append({"part": part, "protocol": protocol, "seed": seed} | scores(run))
+    with ray_session():
+        for part in parts:
+            base = _base(command, folder, part, config_file, overrides)
+            for protocol in protocols:
+                for seed in seeds:
+                    run = RunFolder(folder / f"{protocol}_seed{seed}" / _file_name(part))
+                    settings = [*overrides_of(overrides, protocol), *PARTS[part], f"split.seed={seed}"]
+                    _begin(base, run, part)
+                    pipeline_until(command, run, settings, "map")
+                    rows.append({"part": part, "protocol": protocol, "seed": seed} | scores(run))
     report = about() | {"scene": Path(url).stem, "rows": rows}
     write_json(folder / "parts.json", report)
     page = markdown(report)
