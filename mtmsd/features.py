@@ -33,7 +33,8 @@ class FeatureConfig:
     """Which features are read, and how they are computed."""
 
     timesteps: tuple[int, ...] = (50, 150, 300, 500, 700)
-    """Timesteps at which the U-Net is read, ascending (the paper: 50, 100, ..., 950)."""
+    """Timesteps at which the U-Net is read, ascending (the paper: 50, 100, ..., 950); ``auto``, with
+    ``fusion.kind: hyperfeatures``: those of these five that have the two largest mixing weights."""
     stages: tuple[int, ...] = (3, 5)
     """Decoder stages (output blocks) that are read, ascending (the paper: 0, 1, 2, 3, 5)."""
     spectra: tuple[int, ...] = (0, 1, 2, 4)

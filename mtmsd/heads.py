@@ -59,6 +59,12 @@ def check_parts(
             f"fusion.keep_timesteps must be at most {timesteps}, as many as features.timesteps, found {kept}"
         )
     kind = CLASSIFIERS[classifier.kind]
+    if fusion.width != FusionConfig.width and not FUSIONS[fusion.kind].weighs_timesteps:
+        raise ValueError(f"fusion.width has no effect with fusion.kind {fusion.kind}; leave it out")
+    if classifier.patch != ClassifierConfig.patch and not kind.reads_patches:
+        raise ValueError(
+            f"classifier.patch has no effect with classifier.kind {classifier.kind}; leave it out"
+        )
     if not kind.reads_features and fusion.kind != FusionConfig.kind:
         raise ValueError(
             f"fusion.kind {fusion.kind} has nothing to fuse, for classifier.kind {classifier.kind} reads no "

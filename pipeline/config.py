@@ -16,7 +16,7 @@ from mtmsd.classifier import ClassifierConfig
 from mtmsd.diffusion import DiffusionConfig
 from mtmsd.features import FeatureConfig, feature_width
 from mtmsd.fusion import FusionConfig
-from mtmsd.heads import CLASSIFIERS, check_parts
+from mtmsd.heads import CLASSIFIERS, FUSIONS, check_parts
 from mtmsd.purify import PurifyConfig
 from mtmsd.spectra import spectra_width
 from mtmsd.spectral import ReduceConfig
@@ -28,6 +28,8 @@ from mtmsd.windows import PatchConfig
 from pipeline.errors import UserError, in_yaml
 
 _TILE = 144
+_KEPT_BY_WEIGHT = 2
+"""Timesteps that remain with ``features.timesteps: auto`` (docs/parts.md: no accuracy lost)."""
 
 
 class _Section(BaseModel):
@@ -90,6 +92,24 @@ class Config(_Section):
     supertokens: SupertokenConfig = SupertokenConfig()
     polygons: PolygonConfig = PolygonConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _timesteps_by_weight(cls, values: Any) -> Any:
+        """``features.timesteps: auto``: the usual ones, of which the fusion's learned weights keep a few."""
+        features = values.get("features") if isinstance(values, dict) else None
+        if not isinstance(features, dict) or features.get("timesteps") != "auto":
+            return values
+        fusion = {"kind": FusionConfig.kind} | values.get("fusion", {})
+        kind = FUSIONS.get(fusion["kind"])
+        if kind and not kind.weighs_timesteps:
+            raise ValueError(
+                "features.timesteps: auto needs fusion.kind hyperfeatures, whose weights choose them, found "
+                f"fusion.kind {fusion['kind']}"
+            )
+        usual = {name: value for name, value in features.items() if name != "timesteps"}
+        fusion["keep_timesteps"] = fusion.get("keep_timesteps") or _KEPT_BY_WEIGHT
+        return values | {"features": usual, "fusion": fusion}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":

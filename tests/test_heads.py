@@ -1,6 +1,7 @@
 """Kinds of fusion and classifier: each learns, repeats, answers the same in any company; what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mtmsd.classifier import ClassifierConfig, Sizes
 from mtmsd.ensemble import Ensemble, PlainEnsemble, assemble, combine
+from mtmsd.features import FeatureConfig
 from mtmsd.fusion import Fusion, FusionConfig
 from mtmsd.heads import CLASSIFIERS, FUSIONS, make_member
 from mtmsd.members import Pixels, train_member
@@ -156,11 +158,25 @@ PATCHES = ["classifier.kind=ssftt", "features.spectra=[]"]
     (["fusion.keep_timesteps=2"], "fusion.keep_timesteps needs a fusion that weighs whole timesteps"),
     (["fusion.kind=hyperfeatures", "fusion.keep_timesteps=6"], "must be at most 5"),
     (["fusion.width=0"], "fusion.width must be at least 1, found 0"),
+    (["fusion.width=64"], "fusion.width has no effect with fusion.kind selective"),
+    (["classifier.patch=9"], "classifier.patch has no effect with classifier.kind mlp"),
+    (["features.timesteps=auto"], "features.timesteps: auto needs fusion.kind hyperfeatures"),
+    (["features.timesteps=auto", "fusion.kind=mean"], "fusion.kind must be one of selective"),
+    (["features.timesteps=few"], "features.timesteps: expected a list such as [few], found 'few'"),
 ])  # fmt: skip
 def test_what_cannot_go_together_is_refused(settings: list[str], words: str) -> None:
     with pytest.raises(UserError) as refused:
         load_config(None, settings)
     assert words in str(refused.value)
+
+
+def test_timesteps_by_the_weights_of_the_fusion(tmp_path: Path) -> None:
+    file = tmp_path / "auto.yaml"
+    file.write_text("fusion: {kind: hyperfeatures}\nfeatures: {timesteps: auto, stages: [5]}\n")
+    for config in (load_config(file), load_config(None, ["features.timesteps=auto"], load_config(file))):
+        assert (config.features.timesteps, config.features.stages) == (FeatureConfig.timesteps, (5,))
+        assert config.fusion.keep_timesteps == 2
+    assert load_config(file, ["fusion.keep_timesteps=3"]).fusion.keep_timesteps == 3
 
 
 @pytest.mark.parametrize("fused", FUSIONS)

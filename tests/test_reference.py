@@ -26,7 +26,8 @@ DEFAULTS = {row[0].strip("`"): row[2].strip("`") for row in ROWS}
 FIRST = {
     "patches.window": "extract", "patches.stride": "extract", "patches.blend": "extract",
     "pretrain.checkpoint_every": None,
-    "split.inductive": "reduce", "classifier.kind": "extract", "map.pixels": None,
+    "split.inductive": "reduce", "classifier.kind": "extract", "classifier.patch": "extract",
+    "map.pixels": None,
     "cluster.train_workers": "pretrain",
 }  # fmt: skip
 """The notes of the page: stages other than the first that reads the section."""
@@ -36,7 +37,8 @@ WITH = {
     "unet.cut_window": "unet.kind=multistage", "fusion.keep_timesteps": "fusion.kind=hyperfeatures",
     "split.inductive": "split.protocol=blocks", "classifier.kind": "features.spectra=[]",
     **{key: "map.regions=supertokens" for key in KEYS if key.startswith("supertokens.")},
-    "cluster.min_train_workers": "cluster.train_workers=8",
+    "cluster.min_train_workers": "cluster.train_workers=8", "fusion.width": "fusion.kind=hyperfeatures",
+    "classifier.patch": "classifier.kind=diffusion_ssftt features.spectra=[]",
 }  # fmt: skip
 """What must be set before a key can be."""
 OTHER = {
@@ -103,7 +105,7 @@ def first_changed(base: list[str], new: str) -> str | None:
 @pytest.mark.parametrize("key", KEYS)
 def test_the_stage_that_a_change_needs(key: str) -> None:
     read = [stage for stage, sections in STAGE_SECTIONS.items() if key.split(".")[0] in sections]
-    stage = first_changed([WITH[key]] if key in WITH else [], f"{key}={other(key)}")
+    stage = first_changed(WITH.get(key, "").split(), f"{key}={other(key)}")
     assert stage == FIRST.get(key, next(iter(read), None))
 
 
