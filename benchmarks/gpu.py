@@ -1,7 +1,8 @@
 """What does a GPU give? Pixels and images per second at the paper's size, and its share of the matrix rate.
 
 ``python -m benchmarks.gpu [--channels 128] [--device cuda]``. Features in exact mode (a window a pixel) and
-in dense mode (96:72), bfloat16; pretraining in bfloat16. Random weights and patches: only time is measured.
+in dense mode (96:72), bfloat16, in batches as the map has them; pretraining in bfloat16. Random weights and
+patches: only time is measured.
 """
 
 import argparse
@@ -27,17 +28,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=64, help="windows of 48 pixels in one pass")
+    parser.add_argument("--batch", type=int, default=64, help="patches of a step of pretraining")
     options = parser.parse_args()
     device, unet = torch.device(options.device), random_unet(options.channels).to(options.device)
     best = max(_product_rate(n, device) for n in ((2048, 8192) if device.type == "cuda" else (1024,)))
     rows: list[list[object]] = [["matrix product, bfloat16", f"{best / 1e12:.4g} TFLOP/s", 1.0, ""]]
     schedule = Schedule(DiffusionConfig())
     for name, geometry in WAYS:
-        batch = max(1, options.batch * 48**2 // geometry.side**2)
-        config = replace(PAPER, precision="bfloat16", batch=batch)
+        config = replace(PAPER, precision="bfloat16", batch=None)
         extract = Extractor(unet, schedule, config, geometry)
-        windows = smooth_patches(batch, unet.components, geometry.side).to(device)
+        windows = smooth_patches(batch := extract.batch, unet.components, geometry.side).to(device)
         spent, memory = _timed(device, lambda e=extract, w=windows: e(w))  # type: ignore[misc]
         operations = 2 * _MACS * (options.channels / 128) ** 2 * (geometry.side / 48) ** 2
         share = operations * batch * len(config.timesteps) / spent / best

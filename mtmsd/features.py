@@ -46,7 +46,8 @@ class FeatureConfig:
     noise_seed: int = 0
     """Seed of the noise tensor that all windows and timesteps share."""
     batch: int | None = None
-    """Windows in one pass of the U-Net; absent: as many as keep a pass in the processor's cache."""
+    """Windows in one pass of the U-Net; absent: as many as keep a pass in the processor's cache, on a GPU
+    sixteen times as many."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the convolutions; bfloat16 pays where the processor has it."""
     arithmetic: Literal["fast", "reference"] = "fast"
@@ -90,6 +91,8 @@ class Readout(NamedTuple):
 
 _CACHED_PIXELS = 18432
 """Pixels of the windows in one pass: their maps should stay in the processor's cache."""
+_GPU_PIXELS = 16 * _CACHED_PIXELS
+"""On a GPU, which wants much work at once: at most 6 GB of maps at the paper's size (computed)."""
 
 
 def stage_widths(unet: UNetConfig, stages: tuple[int, ...], size: int) -> list[int]:
@@ -102,9 +105,9 @@ def feature_width(unet: UNetConfig, stages: tuple[int, ...], size: int) -> int:
     return sum(stage_widths(unet, stages, size))
 
 
-def windows_at_once(features: FeatureConfig, patches: PatchConfig) -> int:
+def windows_at_once(features: FeatureConfig, patches: PatchConfig, gpu: bool = False) -> int:
     """Windows in one pass of the U-Net."""
-    return features.batch or max(1, _CACHED_PIXELS // patches.side**2)
+    return features.batch or max(1, (_GPU_PIXELS if gpu else _CACHED_PIXELS) // patches.side**2)
 
 
 def interpolation_rows(side: int, patches: PatchConfig) -> Tensor:
@@ -208,7 +211,7 @@ class Extractor:
         self.device = next(unet.parameters()).device
         self._timesteps, self._stages = features.timesteps, features.stages
         self._boxes, self._patch, self._patches = features.boxes, patch, patches
-        self.batch = windows_at_once(features, patches)
+        self.batch = windows_at_once(features, patches, self.device.type == "cuda")
         self._plain = unet.eval() if features.arithmetic == "reference" else None
         if self._plain is None:
             dtype = getattr(torch, features.precision)

@@ -16,7 +16,10 @@ class SpectralReader:
     """Reads pixels' spectra; of the diffusion features there are no channels."""
 
     def __init__(self, features: FeatureConfig, patches: PatchConfig, patch: int, device: str) -> None:
-        self.batch, self._timesteps = windows_at_once(features, patches), len(features.timesteps)
+        self.batch, self._timesteps = (
+            windows_at_once(features, patches, device == "cuda"),
+            len(features.timesteps),
+        )
         self._boxes, self._patch, self._patches = features.boxes, patch, patches
         self._device = device
 

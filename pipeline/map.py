@@ -37,6 +37,9 @@ from pipeline.units import ChunkSink, TileGrid, TileRegions, UnitSource, read_un
 _CACHED_BYTES = 6 << 20
 """Features of the pixels that are classified at once: they should stay in the processor's cache."""
 
+_GPU_BYTES = 512 << 20
+"""The same on a GPU."""
+
 _ACTORS_A_WRITE = 8
 """Many actors' tiles are written several by a task: Ray's work for a task is shared, and of the tiles that
 wait there are fewer than actors."""
@@ -135,7 +138,7 @@ class MapActor:
         self._extract = make_extractor(config, folder, gpu, selection, self._ensemble)
         patch = config.patch**2 * config.reduce.components
         of_pixel = 4 * (self._ensemble.mean_2TK[0].numel() + patch)
-        self._pixels = config.map.pixels or max(1, _CACHED_BYTES // of_pixel)
+        self._pixels = config.map.pixels or max(1, (_GPU_BYTES if gpu else _CACHED_BYTES) // of_pixel)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Classify one tile."""
