@@ -23,6 +23,7 @@ from pipeline.api_scene import put_scene
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
+from pipeline.lock import locked
 from pipeline.storage import location
 
 __all__ = ["classify", "open_map"]
@@ -80,7 +81,8 @@ def classify(
     with _run_folder(folder) as run:
         path = scene if isinstance(scene, str | Path) else None
         if path is None or labels is not None:
-            path = put_scene(scene, labels, run / "scene.zarr")
+            with locked(run):  # two calls must not write one scene
+                path = put_scene(scene, labels, run / "scene.zarr")
         arguments = [_absolute(path), "--out", str(run), *settings]
         if model is not None:
             arguments += ["--model", _absolute(model)]

@@ -71,7 +71,8 @@ def _opened(url: str) -> xr.Dataset:
 def _same(new: Path, old: Path) -> None:
     """Refuse to go on with another scene or other labels than the folder's."""
     ours, theirs = (open_scene(str(path)) for path in (new, old))
-    if ours.fingerprint() != theirs.fingerprint() or ours.label_fingerprint() != theirs.label_fingerprint():
+    same = ours.fingerprint() == theirs.fingerprint() and ours.same_reflectance(theirs)
+    if not same or ours.label_fingerprint() != theirs.label_fingerprint():
         raise UserError(
             f"folder {old.parent}: holds a run of another scene or other labels; choose another folder"
         )

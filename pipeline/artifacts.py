@@ -198,7 +198,7 @@ class RunFolder:
 
     def done_units(self, stage: str) -> set[int]:
         """Units of a stage that are finished."""
-        return {int(name) for name in storage.names(self.markers(stage))}
+        return {int(name) for name in storage.names(self.markers(stage)) if name.isdecimal()}
 
     def todo(self, stage: str, units: Iterable[int]) -> list[int]:
         """Units of a stage that are not finished."""

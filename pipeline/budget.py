@@ -1,4 +1,4 @@
-"""What the stages that are to do will cost, known before anything starts; what cannot fit is refused.
+"""What the stages that are to do will cost, known before anything starts; --dry-run refuses what cannot fit.
 
 Counts are exact or, where pixels without data save work, upper bounds. Bytes are those before compression.
 Memory is an estimate: a process with its libraries, the weights, and the largest arrays held at once.

@@ -93,6 +93,11 @@ def _init(**how: Any) -> Any:
         return ray.init(**how)
     except Exception as error:
         # Ray raises a bare Exception here.
+        if isinstance(error, ConnectionError) and "RAY_ADDRESS" in os.environ:
+            raise UserError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers ({error}); start it, or unset "
+                "RAY_ADDRESS to start Ray on this machine"
+            ) from error
         if "timed out during startup" not in str(error):
             raise
         raise UserError(
@@ -133,7 +138,8 @@ def _own_environment() -> None:
     Its address is fixed beforehand: Ray Train looks it up, and with a second Ray on the machine it
     would find the wrong one and end the training.
     """
-    os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")])
+    paths = [_ROOT, os.environ.get("PYTHONPATH", "")]  # an empty one would be the current folder
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]

@@ -100,7 +100,10 @@ class Config(_Section):
         features = values.get("features") if isinstance(values, dict) else None
         if not isinstance(features, dict) or features.get("timesteps") != "auto":
             return values
-        fusion = {"kind": FusionConfig.kind} | values.get("fusion", {})
+        given = values.get("fusion", {})
+        if not isinstance(given, dict) or not isinstance(given.get("kind", ""), str):
+            return values  # and be refused for that
+        fusion: dict[str, Any] = {"kind": FusionConfig.kind} | given
         kind = FUSIONS.get(fusion["kind"])
         if kind and not kind.weighs_timesteps:
             raise ValueError(

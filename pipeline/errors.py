@@ -114,9 +114,9 @@ def _mendable(error: BaseException) -> str | None:
                 )
     if any(type(cause).__name__ in _DEAD for cause in causes):
         return (
-            "a process of Ray died again and again, mostly a sign of too little memory: try a smaller "
-            "map.tile, features.batch or pretrain.batch, or fewer cluster.actors (--dry-run tells what a "
-            "process of each stage needs); what was finished is kept: the same command goes on from here"
+            "a process of Ray died again and again, mostly a sign of too little memory; nothing that was "
+            "finished is lost: the same command with fewer cluster.actors goes on from here; a smaller "
+            "map.tile, features.batch or pretrain.batch needs --from the stage that reads it"
         )
     if any(_of_store(cause) for cause in causes):
         said = store_says([cause for cause in causes if is_trouble(cause)][-1])

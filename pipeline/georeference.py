@@ -22,8 +22,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 _REGULAR = 0.25
 # Not compressed: small, and readable whatever codecs a reader was built with.
 _PLAIN: dict[str, Any] = {"compressors": None, "overwrite": True}
-# A cut-out that kept its parent's GeoTransform is off by at least one pixel.
-_AGREES = 0.5
+# A cut-out that kept its parent's GeoTransform is off by at least one pixel, coordinates of corners by half.
+_AGREES = 0.75
 
 
 def parse_crs(text: str, where: str) -> pyproj.CRS:

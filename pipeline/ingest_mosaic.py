@@ -94,8 +94,7 @@ class Mosaic:
             return np.where(valid, values, self.fill).astype(self.dtype)
         info = np.iinfo(self.dtype)
         whole = np.clip(np.rint(values), info.min, info.max).astype(self.dtype)
-        other = int(self.fill) - 1 if self.fill > info.min else int(self.fill) + 1
-        whole[whole == self.fill] = other
+        whole[whole == self.fill] = _beside(self.fill, self.dtype)
         return np.where(valid, whole, self.fill).astype(self.dtype)
 
 
@@ -137,6 +136,7 @@ def mosaic(cubes: list[Cube], names: list[str], options: Options) -> tuple[Cube,
         crs_wkt=grid.crs_wkt,
         transform=grid.transform,
         bad_bands=tuple(bad),
+        flipped=False,
         notes=_notes(layers, names, grid, options, gains),
     )
     return cube, about
@@ -198,12 +198,20 @@ def _common_fill(cubes: list[Cube], names: list[str]) -> float:
     return cubes[0].fill if cubes[0].fill is not None else float("nan")
 
 
+def _beside(fill: float, kind: np.dtype[Any]) -> int:
+    """Return the whole number beside a fill, for data that would be it by accident."""
+    return int(fill) - 1 if fill > np.iinfo(kind).min else int(fill) + 1
+
+
 def _refilled(cube: Cube, fill: float) -> Any:
-    """Return the data of a line with the mosaic's value of no data."""
+    """Return the data of a line with the mosaic's value of no data, its own data moved off that by one."""
     own = cube.fill
     if own is None or own == fill or (np.isnan(own) and np.isnan(fill)):
         return cube.data
-    return da.where(cube.data == own, np.asarray(fill, cube.data.dtype), cube.data)
+    kind = cube.data.dtype
+    beside = np.nextafter(kind.type(fill), kind.type(np.inf)) if kind.kind == "f" else _beside(fill, kind)
+    kept = da.where(cube.data == fill, np.asarray(beside, kind), cube.data)
+    return da.where(cube.data == own, np.asarray(fill, kind), kept)
 
 
 def _notes(

@@ -32,7 +32,7 @@ from pipeline.regions import ARRAYS, PIXEL
 from pipeline.scene import Scene, write_georeference
 from pipeline.scene_arrays import named_array
 from pipeline.trained import load_ensemble, make_extractor
-from pipeline.units import ChunkSink, TileGrid, TileRegions, UnitSource, read_units, write_units
+from pipeline.units import ROUND, ChunkSink, TileGrid, TileRegions, UnitSource, read_units, write_units
 
 _CACHED_BYTES = 6 << 20
 """Features of the pixels that are classified at once: they should stay in the processor's cache."""
@@ -43,9 +43,6 @@ _GPU_BYTES = 512 << 20
 _ACTORS_A_WRITE = 8
 """Many actors' tiles are written several by a task: Ray's work for a task is shared, and of the tiles that
 wait there are fewer than actors."""
-
-_ROUND = 10_000
-"""Tiles of one dataset: until its end the driver keeps a record of all that was written."""
 
 _STRIP = 64
 """Rows of a tile that are decided at once."""
@@ -86,7 +83,7 @@ def map_tiles(
     """Take a source's tiles through a pool of actors into ``map.zarr``, each with its marker."""
     together = max(1, shares.actors // _ACTORS_A_WRITE)
     sink = ChunkSink("map.zarr", folder.map, tiles, folder.markers("map"), meter, together)
-    for part in source.rounds(_ROUND):
+    for part in source.rounds(ROUND):
         write_units(shares.through_actors(read_units(part), len(part), actor, arguments), sink)
 
 

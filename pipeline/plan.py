@@ -1,6 +1,7 @@
 """What a command will do: which stages are done, which remain, and whether the folder fits."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ class Plan:
     done: tuple[str, ...]
     todo: tuple[str, ...]
     forget: tuple[str, ...]
-    """Finished stages whose results the user asked to make again."""
+    """Finished stages whose results go: those to be made again, and those that rest on them."""
     model: Path | None
 
     def table(self) -> str:
         """One line per stage."""
         state = {stage: "done" for stage in self.done} | {stage: "to do" for stage in self.todo}
-        state |= {stage: "to do again" for stage in self.forget if stage in self.todo}
+        state |= {stage: "to do again" if stage in self.todo else "removed" for stage in self.forget}
         return "\n".join(f"{stage:9} {state.get(stage, 'not asked for')}" for stage in STAGES)
 
 
@@ -39,10 +40,12 @@ def make_plan(
     first: str | None,
     last: str | None,
     model: Path | None,
+    chosen: Collection[str] = (),
 ) -> Plan:
     """Compare what is asked for with what the folder holds; changes nothing.
 
     Stages from ``first`` on that an interrupted command with the same ``first`` has made again stay.
+    ``chosen`` are the settings that rules made.
 
     Raises:
         UserError: The folder is of another scene or configuration, or a stage before ``first`` is
@@ -69,7 +72,7 @@ def make_plan(
             continue
         same = record is not None and record["fingerprint"] == prints[stage]
         if record is not None and not same and index < start:
-            raise UserError(_changed(config, folder, stage, model))
+            raise UserError(_changed(config, folder, stage, model, chosen))
         if end <= index < start:
             continue
         if same and record is not None and record["status"] == "done" and (index < start or goes_on):
@@ -89,8 +92,10 @@ def make_plan(
     return Plan(scene_fingerprint, prints, tuple(done), tuple(todo), tuple(forget), model)
 
 
-def _changed(config: Config, folder: RunFolder, stage: str, model: Path | None) -> str:
-    """Which setting differs from the run that made the stage."""
+def _changed(
+    config: Config, folder: RunFolder, stage: str, model: Path | None, chosen: Collection[str]
+) -> str:
+    """Which setting differs from the run that made the stage; not one that follows from scene or labels."""
     old, about = folder.config(), read_json(folder.run)
     again = f"choose another --out, or --from {stage} to make it and later stages again"
     for earlier in STAGES[: STAGES.index(stage) + 1]:
@@ -99,7 +104,7 @@ def _changed(config: Config, folder: RunFolder, stage: str, model: Path | None) 
             _flat(c.model_dump(mode="json")) | own for c, own in zip((old, config), settings, strict=True)
         )
         for key in settings[1] | settings[0]:
-            if before[key] != now[key]:
+            if before[key] != now[key] and not (key in chosen and key in about.get("chosen", {})):
                 was, asked = (
                     value if isinstance(value := values[key], str) else json.dumps(value)
                     for values in (before, now)

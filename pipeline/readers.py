@@ -6,6 +6,7 @@ Each is a small picklable value; arrays are opened, and decoded chunks kept, in 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -62,7 +63,7 @@ class Reduced:
     @property
     def array(self) -> zarr.Array[Any]:
         """The array, opened once per process."""
-        return _opened(self.path)
+        return _opened(self.path, _written(self.path))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,13 +73,14 @@ class Reduced:
     def read(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.float32]:
         """Pixels inside the scene, from decoded chunks that are kept for the next read."""
         side_y, side_x = self.array.chunks[1:]
+        chunk_at = _chunks(self.path, _written(self.path))
         result = np.empty((self.shape[0], y1 - y0, x1 - x0), np.float32)
         for row in range(y0 // side_y, -(-y1 // side_y)):
             for column in range(x0 // side_x, -(-x1 // side_x)):
                 top, left = row * side_y, column * side_x
                 a0, a1 = max(y0, top), min(y1, top + side_y)
                 b0, b1 = max(x0, left), min(x1, left + side_x)
-                chunk = _chunks(self.path)(row, column)
+                chunk = chunk_at(row, column)
                 result[:, a0 - y0 : a1 - y0, b0 - x0 : b1 - x0] = chunk[
                     :, a0 - top : a1 - top, b0 - left : b1 - left
                 ]
@@ -91,8 +93,8 @@ class Reduced:
         side_y, side_x = self.array.chunks[1:]
         chunk = y // side_y * -(-self.shape[2] // side_x) + x // side_x
         found = np.zeros(len(y), bool)
-        for one in np.unique(chunk):
-            mine = chunk == one
+        order = np.argsort(chunk, kind="stable")
+        for mine in np.split(order, np.flatnonzero(np.diff(chunk[order])) + 1) if len(y) else ():
             top, left = int(y[mine].min()), int(x[mine].min())
             part = self.read(top, int(y[mine].max()) + 1, left, int(x[mine].max()) + 1)
             found[mine] = ~np.isnan(part[0, y[mine] - top, x[mine] - left])
@@ -103,15 +105,21 @@ class Reduced:
         return read_padded(self.read, self.shape[1:], (y0, y1), (x0, x1), patches.padding)
 
 
+def _written(path: str) -> int:
+    """When a local cube was laid out: one that was made anew is opened anew."""
+    about = Path(path) / "reduced" / "zarr.json"
+    return 0 if "://" in path else about.stat().st_mtime_ns
+
+
 @lru_cache(maxsize=4)
-def _opened(path: str) -> zarr.Array[Any]:
+def _opened(path: str, written: int) -> zarr.Array[Any]:
     return cast("zarr.Array[Any]", zarr.open_group(path, mode="r", use_consolidated=False)["reduced"])
 
 
 @lru_cache(maxsize=4)
-def _chunks(path: str) -> Callable[[int, int], NDArray[np.float32]]:
+def _chunks(path: str, written: int) -> Callable[[int, int], NDArray[np.float32]]:
     """Reads a chunk by its row and column; the last ones, as many as ``KEPT_BYTES`` hold, stay decoded."""
-    array = _opened(path)
+    array = _opened(path, written)
     depth, side_y, side_x = array.shape[0], *array.chunks[1:]
 
     @lru_cache(maxsize=max(1, KEPT_BYTES // (depth * side_y * side_x * np.dtype(np.float32).itemsize)))

@@ -10,7 +10,7 @@ import ray.data
 import zarr
 from zarr.codecs import ZstdCodec
 
-from mtmsd.spectral import Moments, fit_projection
+from mtmsd.spectral import fit_projection
 from pipeline import storage
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config
@@ -19,7 +19,7 @@ from pipeline.georeference import consolidate
 from pipeline.labels import hidden_blocks
 from pipeline.progress import metered
 from pipeline.readers import SceneReader, reduced_grid
-from pipeline.reduction import project, tile_moments
+from pipeline.reduction import UsedBands, project, tile_moments
 from pipeline.scene import Scene, write_georeference
 from pipeline.units import (
     ChunkSink,
@@ -81,33 +81,21 @@ def _tiles(name: str, reader: SceneReader, units: list[int], together: int = _MO
 
 
 def _statistics(config: Config, reader: SceneReader, meter: Any) -> dict[str, Any]:
-    """One pass over the scene: which bands hold data, and the moments of the pixels that do.
-
-    A tile cannot know whether a band that is empty in it is empty everywhere. It sums over the bands
-    that hold data in it; a tile without a band that has data elsewhere has no valid pixel at all.
-    """
-    scene = reader.scene
-    total = np.zeros(scene.bands, np.int64)
-    by_bands: dict[bytes, Moments] = {}
+    """One pass over the scene: which bands hold data, and the moments of the pixels that do."""
+    scene, sums = reader.scene, UsedBands(reader.scene.bands)
     parts = _tiles("reduce: statistics", reader, list(range(len(reader.grid)))).map_batches(
         tile_moments, batch_size=1, num_cpus=_CPUS
     )
     for row in in_order(parts.iter_rows()):
-        total += row["valid"]
-        key = (row["valid"] > 0).tobytes()
-        part = Moments(int((row["valid"] > 0).sum()))
-        part.count, part.mean_B, part.scatter_BB = int(row["count"]), row["mean"], row["scatter"]
-        keep = row["valid"] > 0
-        part.mean_B, part.scatter_BB = part.mean_B[keep], part.scatter_BB[np.ix_(keep, keep)]
-        by_bands.setdefault(key, Moments(len(part.mean_B))).merge(part)
+        sums.add(row)
         meter.add.remote(1, 0, int(row["bytes_read"]), 0, int(row["peak_rss"]))
+    total, moments = sums.valid_B, sums.moments
     used = np.flatnonzero(total > 0)
     if not len(used):
         raise UserError(
             f"scene {scene.url}: expected pixels with data, found no data anywhere; check its _FillValue and "
             "scale_factor, or --fill when it was made"
         )
-    moments = by_bands.get((total > 0).tobytes(), Moments(len(used)))
     if moments.count == 0:
         raise UserError(
             f"scene {scene.url}: expected pixels with data in every band that holds any, found none"

@@ -26,6 +26,31 @@ def tile_moments(batch: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class UsedBands:
+    """Valid pixels of each band, and the moments over the bands that hold data anywhere.
+
+    A tile cannot know whether a band that is empty in it is empty everywhere. It sums over the bands
+    that hold data in it; a tile without a band that has data elsewhere has no valid pixel at all.
+    """
+
+    def __init__(self, bands: int) -> None:
+        self.valid_B = np.zeros(bands, np.int64)
+        self.moments = Moments(0)
+
+    def add(self, row: Row) -> None:
+        """Add what ``tile_moments`` says of a tile."""
+        bands, known = row["valid"] > 0, self.valid_B > 0
+        self.valid_B += row["valid"]
+        used = self.valid_B > 0
+        if not np.array_equal(used, known):  # what was summed lacks a band
+            self.moments = Moments(int(used.sum()))
+        if np.array_equal(bands, used):
+            part = Moments(int(bands.sum()))
+            part.count, part.mean_B = int(row["count"]), row["mean"][bands]
+            part.scatter_BB = row["scatter"][np.ix_(bands, bands)]
+            self.moments.merge(part)
+
+
 def project(batch: Any, spectral: dict[str, Any]) -> Row:
     """The tile's reduced spectra, of this scene's bands or of those that a model expects."""
     cube = batch["cube"][0]

@@ -23,7 +23,7 @@ from pipeline.cluster import Shares
 from pipeline.config import Config
 from pipeline.progress import peak_rss
 from pipeline.readers import Reduced
-from pipeline.units import ChunkSink, Row, TileGrid, TileRegions, UnitSource, read_units, write_units
+from pipeline.units import ROUND, ChunkSink, Row, TileGrid, TileRegions, UnitSource, read_units, write_units
 
 ARRAYS = ("class", "confidence", "entropy")
 PIXEL = "_pixel"
@@ -45,9 +45,10 @@ def vote(
     reader = RegionReader(Reduced(str(folder.reduced)), folder.map, grid, config.supertokens)
     row_bytes = reader.side**2 * (reader.reduced.shape[0] * 4 + 8)
     source = UnitSource("map: regions", todo, reader, row_bytes)
-    tiles = shares.through_actors(read_units(source), len(todo), RegionActor, (config, folder, shares.gpu))
     sink = ChunkSink("map.zarr: regions", folder.map, TileRegions(grid, ARRAYS), folder.markers("map"), meter)
-    write_units(tiles, sink)
+    arguments = config, folder, shares.gpu
+    for part in source.rounds(ROUND):
+        write_units(shares.through_actors(read_units(part), len(part), RegionActor, arguments), sink)
 
 
 @dataclass(frozen=True)

@@ -194,10 +194,11 @@ def _display_bands(scene: Scene) -> tuple[list[int], str]:
     middle = scene.read(y, min(y + 64, scene.height), x, min(x + 64, scene.width))
     filled = np.flatnonzero(np.isfinite(middle).any(axis=(1, 2)))
     usable = filled if filled.size else np.arange(scene.bands)
-    if scene.wavelength_nm is None:
+    if scene.wavelength_nm is None or not np.isfinite(np.asarray(scene.wavelength_nm)[usable]).any():
         chosen = [int(usable[round(share * (usable.size - 1))]) for share in (0.75, 0.45, 0.2)]
         named = [f"band {band + 1}" for band in chosen]
     else:
+        usable = usable[np.isfinite(np.asarray(scene.wavelength_nm)[usable])]
         nm = np.asarray(scene.wavelength_nm)[usable]
         wanted = FALSE_COLOUR_NM if nm.max() >= 760.0 else TRUE_COLOUR_NM
         chosen = [int(usable[np.abs(nm - target).argmin()]) for target in wanted]
@@ -216,7 +217,7 @@ def _strided(scene: Scene, bands: list[int], step: int) -> Array:
             y, x = -y0 % step, -x0 % step
             if y0 + y >= y1 or x0 + x >= x1:
                 continue
-            block = scene.read(y0, y1, x0, x1)[bands, y::step, x::step]
+            block = scene.read(y0, y1, x0, x1, bands)[:, y::step, x::step]
             top, left = (y0 + y) // step, (x0 + x) // step
             values[:, top : top + block.shape[1], left : left + block.shape[2]] = block
     return values

@@ -121,12 +121,16 @@ def _plan_and_run(
             f"reduce.components must be at most the {opened.bands} bands of {opened.url}, "
             f"found {config.reduce.components}"
         )
-    plan = make_plan(config, folder, opened, first, last, location(model) if model else None)
+    trained = location(model) if model else None
+    plan = make_plan(config, folder, opened, first, last, trained, settled.chosen)
     learns = {"reduce", "extract"} if config.split.inductive and not model else {"extract"}
     if learns & set(plan.todo):
         labelled_split(config, opened)  # labels that cannot serve are found out before any work
     if first in plan.done:
         print(f"note: goes on with an interrupted --from {first}; {first} is done anew", file=sys.stderr)
+    if stale := [stage for stage in plan.forget if stage not in plan.todo]:
+        goes = "would remove" if dry_run else "removes"
+        print(f"note: {goes} the results of {', '.join(stale)}, which rest on the old ones", file=sys.stderr)
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         print(plan.table())

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,17 +53,28 @@ class Scene:
         """Stored type of reflectance."""
         return _stored(self).reflectance.dtype
 
-    def read(self, y0: int, y1: int, x0: int, x1: int) -> Array:
-        """Return reflectance[:, y0:y1, x0:x1] as float32 (band, y, x).
+    def read(self, y0: int, y1: int, x0: int, x1: int, bands: Sequence[int] | None = None) -> Array:
+        """Return reflectance[:, y0:y1, x0:x1], or of some bands, as float32 (band, y, x).
 
-        scale_factor and add_offset are applied; fill values, NaN and infinities become NaN.
+        scale_factor and add_offset are applied; fill values, NaN and infinities become NaN. Of chunks that
+        hold none of the bands nothing is read.
 
         Raises:
             ValueError: The window is empty or reaches out of the scene.
         """
         self._check_window(y0, y1, x0, x1)
         stored = _stored(self)
-        raw = read_region(stored.reflectance, (slice(None), slice(y0, y1), slice(x0, x1)))
+        window = slice(y0, y1), slice(x0, x1)
+        if bands is None:
+            raw = read_region(stored.reflectance, (slice(None), *window))
+        else:
+            deep = int(stored.reflectance.chunks[0])
+            raw = np.empty((len(bands), y1 - y0, x1 - x0), self.dtype)
+            for first in sorted({band // deep * deep for band in bands}):
+                part = read_region(stored.reflectance, (slice(first, first + deep), *window))
+                for at, band in enumerate(bands):
+                    if 0 <= band - first < deep:
+                        raw[at] = part[band - first]
         with np.errstate(over="ignore", invalid="ignore"):
             # float32 holds every 16-bit count, but not every 32-bit one.
             packed = (stored.scale, stored.offset) != (1.0, 0.0)
@@ -144,10 +155,24 @@ class Scene:
             "crs_wkt": self.crs_wkt,
             "transform": self.transform,
         }
+        stated, fills = tuple(scene_arrays.stated_fills(array.attrs)), _stored(self).fills
+        if fills != stated:  # Zarr v2 keeps one beside the attributes
+            described["fills"] = fills
         digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         for region in scene_arrays.sampled_regions(array):
             digest.update(np.ascontiguousarray(read_region(array, region)).tobytes())
         return digest.hexdigest()
+
+    def same_reflectance(self, other: "Scene") -> bool:
+        """Whether all stored numbers agree; chunk by chunk, which costs a pass over both."""
+        ours, theirs = (_stored(scene).reflectance for scene in (self, other))
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            return False
+        blank = ours.dtype.kind == "f"
+        return all(
+            np.array_equal(read_region(ours, region), read_region(theirs, region), equal_nan=blank)
+            for region in scene_arrays.regions(ours)
+        )
 
     def label_fingerprint(self) -> str | None:
         """Return a sha256 of all labels and the class table, or None without labels."""

@@ -215,8 +215,10 @@ def one_fill(data: Any, attributes: Mapping[str, Any]) -> tuple[Any, float | Non
     """Return a dask array whose values of "no data" are all one, and that value (None: none is stated)."""
     import dask.array as da
 
-    whole = data.dtype.kind in "iu"
-    fills = [fill for fill in stated_fills(attributes) if not whole or float(fill).is_integer()]
+    fills = stated_fills(attributes)
+    if data.dtype.kind in "iu":
+        limits = np.iinfo(data.dtype)
+        fills = [fill for fill in fills if float(fill).is_integer() and limits.min <= fill <= limits.max]
     for other in fills[1:]:
         data = da.where(data == other, data.dtype.type(fills[0]), data)
     return data, fills[0] if fills else None

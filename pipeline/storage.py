@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import fsspec
 import fsspec.config
@@ -38,6 +40,8 @@ def location(text: str) -> Path:
     Raises:
         UserError: The URL holds credentials, or a package for it is missing.
     """
+    if text.startswith("file://"):
+        return Path(url2pathname(urlsplit(text).path))
     if "://" not in text:
         return Path(text)
     check_url(text)

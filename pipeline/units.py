@@ -23,6 +23,9 @@ from ray.data.datasource import ReadTask
 from pipeline import storage
 from pipeline.errors import is_trouble
 
+ROUND = 10_000
+"""Tiles of one dataset: until its end the driver keeps a record of all that was written."""
+
 Row = dict[str, Any]
 IO_CPUS = 0.125
 """CPUs of a read or write task: one of each fits beside an actor, even on a single CPU."""

@@ -1,5 +1,6 @@
 """A dataset as a scene: what is written, and what is refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,25 @@ def test_class_names_survive(tmp_path: Path) -> None:
     write_scene(tmp_path / "own.zarr", cube(), labels=codes(), classes=table)
     opened = xr.open_zarr(tmp_path / "own.zarr", decode_coords="all")
     assert put(opened, None, tmp_path / "run" / "scene.zarr").classes == table
+
+
+def test_a_change_that_no_sample_sees_is_another_scene(tmp_path: Path) -> None:
+    rows, columns = np.arange(2304) * -2.0, np.arange(2304) * 2.0
+    given = xr.Dataset(
+        {"reflectance": (("band", "y", "x"), np.zeros((1, 2304, 2304), np.uint8))},
+        coords={"y": rows, "x": columns},
+    )  # 81 chunks
+    scene = put(given, None, tmp_path / "scene.zarr")
+    put(given, None, tmp_path / "scene.zarr")
+    for chunk in range(81):
+        changed = given.copy(deep=True)
+        y, x = 256 * (chunk // 9), 256 * (chunk % 9)
+        changed["reflectance"][0, y, x] = 1
+        write_scene(tmp_path / "other.zarr", changed["reflectance"].values, transform=scene.transform)
+        unseen = open_scene(str(tmp_path / "other.zarr")).fingerprint() == scene.fingerprint()
+        shutil.rmtree(tmp_path / "other.zarr")
+        if unseen:
+            break
+    assert unseen, "of 81 chunks 64 are sampled"
+    with pytest.raises(UserError, match="another scene or other labels"):
+        put(changed, None, tmp_path / "scene.zarr")

@@ -165,7 +165,7 @@ def test_any_number_of_actors_and_rounds_gives_the_same_map(
     tiny_scene: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(map_stage, "_ROUND", of_a_round)
+    monkeypatch.setattr(map_stage, "ROUND", of_a_round)
     arguments = [
         str(tiny_scene),
         "--config",

@@ -151,3 +151,18 @@ def test_a_ray_that_does_not_come_up_is_told_and_leaves_no_trace(monkeypatch: py
     with pytest.raises(UserError, match=r"Ray did not start.*too busy.*again"), ray_session():
         pass
     assert dict(os.environ) == before
+
+
+def test_no_cluster_to_find_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(**_: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "init", nothing)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with (
+        pytest.raises(UserError, match=r"RAY_ADDRESS=auto: no cluster answers .* unset RAY_ADDRESS"),
+        ray_session(),
+    ):
+        pass

@@ -11,7 +11,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.georeference import coarser, consolidate, pixel_centres
+from pipeline.georeference import coarser, consolidate, pixel_centres, settled_transform
 from pipeline.scene import Scene, open_scene, write_georeference, write_scene
 
 # rioxarray 0.19 multiplies affine transforms in a way that affine 3 announces to drop.
@@ -125,3 +125,14 @@ def test_overview_pixels_lie_over_their_own(grid: tuple[float, ...], step: int) 
     assert coarse is not None
     np.testing.assert_allclose(coarse[0], rows.reshape(8, step).mean(1), rtol=1e-9, atol=1e-6)
     np.testing.assert_allclose(coarse[1], columns.reshape(8, step).mean(1), rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.3, 0.5, 0.7, 1.0, 1.1, 2.0])
+def test_coordinates_of_corners_do_not_beat_a_geotransform(size: float, tmp_path: Path) -> None:
+    """Half a pixel off, whatever rounding makes of it; a cut-out is off by a pixel at least."""
+    for start in np.arange(20) * 13.7 + 272000:
+        stated = (size, 0.0, start, 0.0, -size, 3290000.0)
+        corners = 3290000.0 - size * np.arange(21), start + size * np.arange(34)
+        assert settled_transform(stated, *corners) == stated
+        cut = corners[0] - 1.5 * size, corners[1] + 1.5 * size
+        assert settled_transform(stated, *cut) != stated

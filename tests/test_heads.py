@@ -162,6 +162,8 @@ PATCHES = ["classifier.kind=ssftt", "features.spectra=[]"]
     (["classifier.patch=9"], "classifier.patch has no effect with classifier.kind mlp"),
     (["features.timesteps=auto"], "features.timesteps: auto needs fusion.kind hyperfeatures"),
     (["features.timesteps=auto", "fusion.kind=mean"], "fusion.kind must be one of selective"),
+    (["features.timesteps=auto", "fusion.kind=[1]"], "features.timesteps: expected a list"),
+    (["features.timesteps=auto", "fusion="], "features.timesteps: expected a list"),
     (["features.timesteps=few"], "features.timesteps: expected a list such as [few], found 'few'"),
 ])  # fmt: skip
 def test_what_cannot_go_together_is_refused(settings: list[str], words: str) -> None:

@@ -259,3 +259,31 @@ def test_no_data_of_one_band_is_mixed_into_none(dtype: str, fill: int, resamplin
     assert (block[1] == fill).all()
     assert (block[0, :29, :39] == 100).all()
     assert (block[3, 12:18] == fill).all()
+
+
+def test_numbers_that_are_another_lines_fill_stay_data(tmp_path: Path) -> None:
+    data = np.full((2, 4, 4), 7, np.int16)
+    data[1, 0, 0], data[1, 0, 1] = 0, -9999
+    first = write(tmp_path / "a.tif", np.full((2, 4, 4), 5, np.int16), GRID, nodata=0)
+    second = write(tmp_path / "b.tif", data, GRID * Affine.translation(4, 0), nodata=-9999)
+    assert run(first, second, tmp_path / "s") == 0
+    values = open_scene(str(tmp_path / "s")).read(0, 4, 4, 8)
+    assert values[1, 0, 0] == -1, "beside the fill 0 of the first line"
+    assert np.isnan(values[1, 0, 1])
+    assert (values[0] == 7).all()
+
+
+def test_labels_without_a_place_lie_as_the_mosaic_does(tmp_path: Path) -> None:
+    """Also where its first line ran northwards, and was turned round."""
+    south = xr.Dataset(
+        {"reflectance": (("band", "y", "x"), np.ones((2, 3, 4), np.float32))},
+        coords={"y": [100.0, 102.0, 104.0], "x": [10.0, 12.0, 14.0, 16.0]},
+    ).rio.write_crs("EPSG:26915")
+    south.to_netcdf(tmp_path / "a.nc")
+    north = south.assign_coords(y=south.y + 6.0)
+    north.to_netcdf(tmp_path / "b.nc")
+    labels = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    np.save(tmp_path / "labels.npy", labels)
+    found = run(tmp_path / "a.nc", tmp_path / "b.nc", tmp_path / "s", "--labels", tmp_path / "labels.npy")
+    assert found == 0
+    np.testing.assert_array_equal(open_scene(str(tmp_path / "s")).read_labels(0, 6, 0, 4), labels)

@@ -132,7 +132,7 @@ def test_tiles_go_in_rounds_and_many_actors_write_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounds: list[list[tuple[Any, ...]]] = []
-    monkeypatch.setattr(map_stage, "_ROUND", 3)
+    monkeypatch.setattr(map_stage, "ROUND", 3)
     monkeypatch.setattr(map_stage, "read_units", lambda part: part.units)
     monkeypatch.setattr(map_stage, "write_units", lambda *part: rounds[-1].append(part))
     tiles: Any = TileRegions(TileGrid(8, 8, 4), ARRAYS)

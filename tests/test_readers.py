@@ -146,3 +146,12 @@ def test_shares_of_a_step_make_up_the_step(cube: np.ndarray, reduced: Reduced) -
     padded = np.pad(cube, ((0, 0), (8, 8), (8, 8)), mode="reflect")
     y, x = draw.y[0] + 8, draw.x[0] + 8
     np.testing.assert_array_equal(whole[0], turned(padded[:, y : y + 8, x : x + 8], int(draw.turn[0])))
+
+
+def test_a_cube_that_was_made_anew_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "reduced.zarr"
+    for number, components in enumerate((3, 5)):
+        group = zarr.open_group(path, mode="w")
+        cube = np.full((components, 8, 8), number, np.float32)
+        group.create_array("reduced", data=cube, chunks=(components, 8, 8))
+        np.testing.assert_array_equal(Reduced(str(path)).read(0, 8, 0, 8), cube)

@@ -10,7 +10,8 @@ from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import load_config
 from pipeline.defaults import Settled
 from pipeline.errors import UserError
-from pipeline.plan import Plan
+from pipeline.fingerprints import fingerprints
+from pipeline.plan import Plan, make_plan
 from pipeline.scene import open_scene, write_scene
 from tests.conftest import TINY, refused
 
@@ -97,3 +98,51 @@ def test_the_from_that_an_error_advises_begins_anew(scene: Path, tmp_path: Path)
         run._execute(Settled(config, {}), folder, open_scene(str(scene)), plan, "classify")
     assert folder.begun_from() is None
     assert read_json(folder.run)["command"]
+
+
+def test_what_goes_without_being_made_again_is_told(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(scene), "--config", str(TINY), "--out", str(tmp_path / "run")]
+    config, opened = load_config(TINY), open_scene(str(scene))
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    inputs = {"reduce": opened.fingerprint(), "extract": opened.label_fingerprint() or ""}
+    records = {stage: {"fingerprint": value, "status": "done"}
+               for stage, value in fingerprints(config, inputs).items()}  # fmt: skip
+    write_json(folder.stages, records)
+    write_json(folder.run, {"scene": {"url": str(scene), "fingerprint": opened.fingerprint()}})
+    plan = make_plan(config, folder, opened, "classify", "classify", None)
+    assert (plan.todo, plan.forget) == (("classify",), ("classify", "map", "report"))
+    lines = plan.table().splitlines()
+    assert [line.split(maxsplit=1)[1].strip() for line in lines] == [
+        "done", "done", "done", "to do again", "removed", "removed"
+    ]  # fmt: skip
+    assert run.cli([*arguments, "--from", "classify", "--until", "classify", "--dry-run"]) in (0, 2)
+    assert "would remove the results of map, report" in capsys.readouterr().err
+
+
+def test_edited_labels_are_named_not_the_share_that_follows_from_them(scene: Path, tmp_path: Path) -> None:
+    folder, opened = RunFolder(tmp_path / "run"), open_scene(str(scene))
+    folder.path.mkdir()
+    before, now = (load_config(TINY, [f"split.train_fraction={share}"]) for share in (0.08, 0.05))
+    prints = fingerprints(before, {"reduce": opened.fingerprint(), "extract": "other labels"})
+    write_json(folder.stages, {stage: {"fingerprint": value, "status": "done"}
+                               for stage, value in prints.items()})  # fmt: skip
+    about = {"scene": {"url": str(scene), "fingerprint": opened.fingerprint()}, "model": None,
+             "config": before.model_dump(mode="json"), "command": "run.py"}  # fmt: skip
+    for chosen, words in (
+        ({"split.train_fraction": 0.08}, "made from other labels"),
+        ({}, "made with split.train_fraction = 0.08, the command asks for 0.05"),
+    ):
+        write_json(folder.run, about | {"chosen": chosen})
+        with pytest.raises(UserError, match=words):
+            make_plan(now, folder, opened, None, None, None, {"split.train_fraction": 0.05})
+
+
+def test_files_that_others_leave_among_markers_are_no_units(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.markers("map").mkdir(parents=True)
+    for name in ("3", ".nfs0001", "12"):
+        (folder.markers("map") / name).touch()
+    assert folder.done_units("map") == {3, 12}

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import scene_arrays
+from pipeline.scene_arrays import one_fill
 
 
 def test_sample_is_bounded_and_covers_small_arrays() -> None:
@@ -27,3 +29,10 @@ def test_regions_cover_each_element_once(shape: tuple[int, int], chunks: tuple[i
     for region in scene_arrays.regions(array):
         seen[region] += 1
     assert (seen == 1).all()
+
+
+def test_fills_that_the_type_cannot_hold_are_left_out() -> None:
+    data = da.from_array(np.array([[1, 65535]], np.uint16))
+    found, fill = one_fill(data, {"_FillValue": -9999, "missing_value": 65535})
+    assert fill == 65535
+    np.testing.assert_array_equal(found.compute(), data.compute())

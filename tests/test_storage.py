@@ -310,3 +310,9 @@ def test_a_lock_that_was_sent_twice_is_ours(tmp_path: Path, monkeypatch: pytest.
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").exists()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_url_is_a_local_place(tmp_path: Path) -> None:
+    named = tmp_path / "with space"
+    assert storage.location(named.as_uri()) == named
+    assert storage.is_local(storage.location(named.as_uri()))
