@@ -50,7 +50,7 @@ _CHANGES = {"fusion": ("classify", "map"), "map": ("map",)}
 _COLUMNS = {
     "oa": "OA %", "aa": "AA %", "kappa": "kappa x 100", "map_oa": "OA of the map %",
     "parameters": "parameters of the classifier", "unet_parameters": "of the U-Net",
-    "train_s": "features and training, s", "map_s": "map, s",
+    "pretrain_s": "pretraining, s", "train_s": "features and training, s", "map_s": "map, s",
 }  # fmt: skip
 _PERCENT = ("oa", "aa", "kappa", "map_oa")
 
@@ -140,6 +140,7 @@ def scores(run: RunFolder) -> dict[str, float]:
     config = run.config()
     found["parameters"] = sum(_learned(member) for member in load_members(config, run, gpu=False))
     found["unet_parameters"] = _learned(load_unet(run.unet)) if config.reads_features else 0
+    found["pretrain_s"] = records["pretrain"]["wall_s"] if config.reads_features else 0
     found["train_s"] = sum(records[stage]["wall_s"] for stage in ("extract", "classify"))
     return found | {"map_s": records["map"]["wall_s"]}
 

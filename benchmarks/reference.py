@@ -1,8 +1,8 @@
 """The plain way to compute the features: what an implementation without any saving does.
 
 One pixel at a time, one timestep after another, float32, the whole decoder, every tapped map upsampled
-to the patch before its centre and mean are read. The yardstick of the benchmarks, and its own proof:
-the tests compare it with the fast path.
+to the patch before its centre and mean are read. The yardstick of the benchmarks; the tests compare it with
+golden values.
 """
 
 import torch

@@ -184,3 +184,27 @@ def test_a_node_is_removed(
     draw.choice(three_nodes)()
     assert driver.wait() == 0, driver.said
     assert_same(out, undisturbed)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "map"])
+def test_the_head_is_lost(
+    stage: str, undisturbed: Path, tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node with all of Ray's own processes; the job is submitted again to another cluster."""
+    from ray.cluster_utils import Cluster
+
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    arguments = tiny_scene, out, "--from", stage, "--set", "cluster.actors=1"
+    for again in (False, True):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        try:
+            driver = begun(*arguments)
+            if not again:
+                assert driver.wait_for(f"^{stage} .* [1-9]"), driver.said
+                cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+            assert (driver.wait() == 0) == again, driver.said
+        finally:
+            cluster.shutdown()
+    assert_same(out, undisturbed)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks import reference as plain_way
 from mtmsd.classifier import ClassifierConfig, Sizes
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor, FeatureConfig
@@ -75,6 +76,16 @@ def features_of(
     return features.centre_NPTK, features.pooled_NTK
 
 
+def plain(
+    unet: UNet, golden: Golden, timesteps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, Tensor]:
+    """What the benchmarks compare with, from the golden noise."""
+    noise = torch.from_numpy(golden["noise"]).reshape(golden["x"].shape[1:])
+    monkeypatch.setattr(plain_way, "shared_noise", lambda *_: noise)
+    config = FeatureConfig(timesteps=timesteps, stages=STAGES)
+    return plain_way.plain_features(unet, SCHEDULE, config, torch.from_numpy(golden["x"]))
+
+
 # Our own golden values: float64, from the formulas.
 
 
@@ -93,6 +104,16 @@ def test_unet_and_features_are_the_golden_ones(batch: int, arithmetic: str) -> N
         unet, golden, make_golden.TIMESTEPS, patches, batch=batch, arithmetic=arithmetic
     )
     assert reference.relative_error(centre, golden["centre"]) < LIMIT
+    assert reference.relative_error(pooled, golden["pooled"]) < LIMIT
+
+
+def test_the_benchmarks_plain_way_gives_the_golden_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = load(make_golden.FOLDER / "unet.npz")
+    unet = UNet(UNetConfig(channels=32, multipliers=(1, 2, 2), res_blocks=2, heads=4), golden["x"].shape[1])
+    filled(unet, json.loads((make_golden.FOLDER / "shapes.json").read_text())["unet"])
+    centre, pooled = plain(unet, golden, make_golden.TIMESTEPS, monkeypatch)
+    last = make_golden.STRIDE**2 - 1  # the pixel at half the side is the block's last
+    assert reference.relative_error(centre, golden["centre"][:, last]) < LIMIT
     assert reference.relative_error(pooled, golden["pooled"]) < LIMIT
 
 
@@ -169,6 +190,14 @@ def test_small_features_are_the_authors(batch: int, arithmetic: str) -> None:
     patches = PatchConfig(size=48, stride=1)
     centre, pooled = features_of(unet, golden, timesteps, patches, batch=batch, arithmetic=arithmetic)
     assert reference.relative_error(centre[:, 0], golden["center"]) < LIMIT
+    assert reference.relative_error(pooled, golden["pooled"]) < LIMIT
+
+
+@NEEDS_SHARED
+def test_the_benchmarks_plain_way_gives_the_authors_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet, golden, timesteps = authors_unet("small")
+    centre, pooled = plain(unet, golden, timesteps, monkeypatch)
+    assert reference.relative_error(centre, golden["center"]) < LIMIT
     assert reference.relative_error(pooled, golden["pooled"]) < LIMIT
 
 

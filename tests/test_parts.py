@@ -30,7 +30,8 @@ def test_every_part_goes_with_the_rules_patches(part: str, size: int) -> None:
 def test_scores_of_a_run(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     write_json(run.metrics, {"oa": 0.5, "aa": 0.25, "kappa": 0.75, "map_oa": 1, "n_test": 4})
-    write_json(run.stages, {"extract": {"wall_s": 3.0}, "classify": {"wall_s": 4.0}, "map": {"wall_s": 5.0}})
+    seconds = {"pretrain": 2.0, "extract": 3.0, "classify": 4.0, "map": 5.0}
+    write_json(run.stages, {stage: {"wall_s": value} for stage, value in seconds.items()})
     config = load_config(
         None, ["unet.channels=32", "fusion.hidden=1", "classifier.hidden=[2]", "classifier.members=2"]
     )
@@ -49,12 +50,12 @@ def test_scores_of_a_run(tmp_path: Path) -> None:
     # 8 -> 2 (18), norm (4), 2 -> 4 (12). Means, scales and running statistics are not learned.
     assert found["parameters"] == 2 * (4 + 2 + 2 + 2 * (2 + 15) + 18 + 4 + 12)
     assert found["unet_parameters"] == sum(p.numel() for p in unet.parameters())
-    assert found["train_s"] == 7
+    assert (found["pretrain_s"], found["train_s"]) == (2, 7)
     assert (found["oa"], found["map_oa"], found["map_s"]) == (0.5, 1, 5)
 
 
 def test_the_table_has_means_and_deviations() -> None:
-    row = {"parameters": 2000, "unet_parameters": 7, "train_s": 1.0, "map_s": 2.0}
+    row = {"parameters": 2000, "unet_parameters": 7, "pretrain_s": 3.0, "train_s": 1.0, "map_s": 2.0}
     rows = [
         row | {"protocol": "random", "part": "p", "oa": oa, "aa": 0.5, "kappa": 0.5, "map_oa": 0.5}
         for oa in (0.90, 0.94)
@@ -63,7 +64,7 @@ def test_the_table_has_means_and_deviations() -> None:
         {"scene": "s", "date": "d", "commit": "c", "machine": "m", "command": "x", "rows": rows}
     )
     assert "| random (2) | p | 92.00 ± 2.83 | 50.00 ± 0.00 |" in page
-    assert "| 2,000 | 7 | 1 | 2 |" in page
+    assert "| 2,000 | 7 | 3 | 1 | 2 |" in page
 
 
 def test_an_unknown_part_is_refused() -> None:
