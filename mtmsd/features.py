@@ -33,8 +33,8 @@ class FeatureConfig:
     """Which features are read, and how they are computed."""
 
     timesteps: tuple[int, ...] = (50, 150, 300, 500, 700)
-    """Timesteps at which the U-Net is read, ascending (the paper: 50, 100, ..., 950); ``auto``, with
-    ``fusion.kind: hyperfeatures``: those of these five that have the two largest mixing weights."""
+    """Timesteps at which the U-Net is read, ascending (the paper: 50, 100, ..., 950); ``auto``: two of these,
+    by the weights of ``fusion.kind: hyperfeatures``."""
     stages: tuple[int, ...] = (3, 5)
     """Decoder stages (output blocks) that are read, ascending (the paper: 0, 1, 2, 3, 5)."""
     spectra: tuple[int, ...] = (0, 1, 2, 4)
@@ -46,8 +46,7 @@ class FeatureConfig:
     noise_seed: int = 0
     """Seed of the noise tensor that all windows and timesteps share."""
     batch: int | None = None
-    """Windows in one pass of the U-Net; absent: as many as keep a pass in the processor's cache, on a GPU
-    sixteen times as many."""
+    """Windows in one pass of the U-Net; absent: as a processor's cache holds, on a GPU 16 times as many."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the convolutions; bfloat16 pays where the processor has it."""
     arithmetic: Literal["fast", "reference"] = "fast"
@@ -91,8 +90,7 @@ class Readout(NamedTuple):
 
 _CACHED_PIXELS = 18432
 """Pixels of the windows in one pass: their maps should stay in the processor's cache."""
-_GPU_PIXELS = 16 * _CACHED_PIXELS
-"""On a GPU, which wants much work at once: at most 6 GB of maps at the paper's size (computed)."""
+_GPU_PIXELS = 16 * _CACHED_PIXELS  # at most 6 GB of maps at the paper's size (computed)
 
 
 def stage_widths(unet: UNetConfig, stages: tuple[int, ...], size: int) -> list[int]:
@@ -230,8 +228,7 @@ class Extractor:
 
     def _keep(self, widths: list[int], readout: Readout | None) -> None:
         """Channels of each stage that are read, with their mean and scale."""
-        total = sum(widths)
-        steps = len(self._timesteps)
+        total, steps = sum(widths), len(self._timesteps)
         if readout is None:
             everything = range(total)
             readout = Readout(everything, everything, torch.zeros(steps, total), torch.ones(steps, total))

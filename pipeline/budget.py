@@ -18,6 +18,7 @@ from mtmsd.unet import UNetConfig
 from mtmsd.unets import make_unet
 from pipeline.artifacts import RunFolder
 from pipeline.checkpoints import checkpoints
+from pipeline.classes import plain_table
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.labels import labelled_split
@@ -162,9 +163,9 @@ def _map(config: Config, scene: Scene) -> dict[str, Any]:
     ]
     windows = along[0] * along[1]
     cube = config.reduce.components * side**2 * _FLOAT
-    codes = scene.classes.codes if scene.classes else (0,)
-    answers = 2 * tile**2 * len(codes) * _FLOAT
-    pixel = (1 if max(codes) < 256 else 2) + 2 * _FLOAT
+    classes = scene.classes or plain_table(())
+    answers = 2 * tile**2 * len(classes.codes) * _FLOAT
+    pixel = classes.code_type.itemsize + 2 * _FLOAT
     passes = 2 if config.map.regions else 1  # the pixel-wise map stays beside the second one's
     region = (passes - 1) * config.supertokens.side(tile) ** 2 * _FLOAT
     return {
@@ -178,7 +179,7 @@ def _map(config: Config, scene: Scene) -> dict[str, Any]:
         # The regions' actors come later, and hold nine shares and a few times the classes' probabilities.
         "actor_bytes": _PROCESS + max(
             _extractor_bytes(config) + 2 * cube + answers,
-            region * (3 * config.reduce.components + 3 * 9 + 4 * len(codes)),
+            region * (3 * config.reduce.components + 3 * 9 + 4 * len(classes.codes)),
         ),
     }  # fmt: skip
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import UserError
 
 
@@ -16,6 +18,11 @@ class ClassTable:
     codes: tuple[int, ...]
     names: tuple[str, ...]
     colors: tuple[str, ...]
+
+    @property
+    def code_type(self) -> np.dtype[Any]:
+        """Type in which a map stores the codes."""
+        return np.dtype(np.uint8 if max(self.codes, default=0) <= 255 else np.uint16)
 
 
 def default_colors(count: int) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def write_cogs(map_path: str | Path, scene: Scene, out_dir: Path) -> tuple[Path,
     classes, confidence = out_dir / "map.tif", out_dir / "confidence.tif"
     # The names go first: map.tif appears when everything about it is there.
     _write_category_names(out_dir / "map.tif.aux.xml", table)
-    _write_cog(layer(group, "class"), scene, classes, code_type(table), table)
+    _write_cog(layer(group, "class"), scene, classes, table.code_type, table)
     _write_cog(layer(group, "confidence"), scene, confidence, np.dtype(np.float32), None)
     return classes, confidence
 
@@ -79,11 +79,6 @@ def preview(map_path: str | Path, out_png: Path, max_side: int = 1200) -> None:
     )
     with storage.whole(out_png) as file:
         figure.savefig(file, format="png")
-
-
-def code_type(table: ClassTable) -> np.dtype[Any]:
-    """Return the type of the class codes in map.tif."""
-    return np.dtype(np.uint8 if max(table.codes, default=0) <= 255 else np.uint16)
 
 
 def class_table(group: zarr.Group) -> ClassTable:

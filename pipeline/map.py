@@ -201,7 +201,6 @@ def create(folder: RunFolder, scene: Scene, grid: TileGrid, regional: bool = Fal
 
 def _lay_out(place: Path, scene: Scene, grid: TileGrid, classes: ClassTable, regional: bool) -> None:
     group = zarr.open_group(place, mode="w", zarr_format=2)  # GDAL before 3.11 reads no final Zarr v3
-    code_type = "uint8" if max(classes.codes) < 256 else "uint16"
     about: dict[str, dict[str, Any]] = {
         "class": {"long_name": "class", **to_attributes(classes)},
         "confidence": {"long_name": "probability of the class", "units": "1"},
@@ -213,7 +212,7 @@ def _lay_out(place: Path, scene: Scene, grid: TileGrid, classes: ClassTable, reg
             said["long_name"] += ", after the vote of supertokens"
         named_array(
             group, name + suffix, ("y", "x"), said, shape=(scene.height, scene.width),
-            chunks=(grid.side, grid.side), dtype=code_type if integer else "float32",
+            chunks=(grid.side, grid.side), dtype=classes.code_type if integer else "float32",
             fill_value=None if integer else float("nan"), compressors={"id": "gzip", "level": 5},
         )  # fmt: skip
     write_georeference(group, scene)

@@ -20,7 +20,6 @@ from shapely.geometry import mapping
 from pipeline import scene_arrays
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.classes import ClassTable
-from pipeline.export import code_type
 from pipeline.scene import Scene
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -167,7 +166,7 @@ def _add_rasters(item: pystac.Item, folder: Path, table: ClassTable, metres: flo
             continue
         asset = pystac.Asset(f"./{path.name}", title, None, pystac.MediaType.COG, ["data"])
         item.add_asset(name, asset)
-        asset.extra_fields["data_type"] = code_type(table).name if name == "map" else "float32"
+        asset.extra_fields["data_type"] = table.code_type.name if name == "map" else "float32"
         asset.extra_fields |= {"nodata": 0 if name == "map" else "nan", "raster:sampling": "area"}
         if metres is not None:
             asset.extra_fields["raster:spatial_resolution"] = metres

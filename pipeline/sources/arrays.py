@@ -11,7 +11,7 @@ import pyproj
 from pyproj.exceptions import CRSError
 
 from pipeline.errors import UserError
-from pipeline.georeference import Transform, parse_crs
+from pipeline.georeference import Transform, parse_crs, parse_transform, plain_index, regular
 from pipeline.ingest_options import same_transform
 from pipeline.sources.layout import StoredArray
 
@@ -104,10 +104,10 @@ def transform_of(found: Arrays, image: Stored, axes: str) -> tuple[Transform | N
         if axis.array.shape != (image.array.shape[axes.index(letter)],):
             return stated, False
         values = np.asarray(axis.array[:], np.float64)
-        regular = _regular(values) if len(values) > 1 else None
-        if regular is None:
+        even = _regular(values)
+        if even is None:
             return stated, False
-        ends.append(regular)
+        ends.append(even)
     (y, y_step), (x, x_step) = ends
     top = y + y_step * image.array.shape[axes.index("y")] if y_step > 0 else y
     given = (x_step, 0.0, x, 0.0, -abs(y_step), top)
@@ -123,7 +123,9 @@ def _size(image: Stored, axes: str) -> tuple[int, int]:
 def _stated(found: Arrays, image: Stored) -> Transform | None:
     """Return the transform in GDAL's or GeoZarr's attribute, in rasterio's order."""
     attributes = _mapping(found, image)
-    text = attributes.get("GeoTransform", attributes.get("spatial:transform"))
+    if "GeoTransform" in attributes:
+        return parse_transform(attributes["GeoTransform"], str(found.path))
+    text = attributes.get("spatial:transform")
     if text is None:
         return None
     try:
@@ -132,23 +134,16 @@ def _stated(found: Arrays, image: Stored) -> Transform | None:
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"{found.path}: the transform must be six numbers, found {text!r}") from error
-    if "GeoTransform" in attributes:
-        return two, three, one, five, six, four
     return one, two, three, four, five, six
 
 
 def _regular(values: Array) -> tuple[float, float] | None:
     """Return (outer edge of the first pixel, spacing) of evenly spread coordinates, else None."""
-    step = float(values[-1] - values[0]) / (len(values) - 1)
-    even = values[0] + step * np.arange(len(values))
-    if (
-        step == 0
-        or not np.abs(values - even).max() <= abs(step) / 4
-        or (values == np.arange(len(values))).all()
-    ):
+    found = regular(values)
+    if found is None or plain_index(values):
         return None
     # Differences of decimal fractions leave dust in the last digits.
-    step = float(np.format_float_positional(step, 12, unique=False, fractional=False))
+    step = float(np.format_float_positional(found[1], 12, unique=False, fractional=False))
     return float(np.float64(values[0] - step / 2)), step
 
 
