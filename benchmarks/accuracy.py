@@ -34,10 +34,10 @@ from benchmarks.comparison import (
 )
 from benchmarks.labelled import Labelled
 from benchmarks.learn import Kinds, Learner
-from benchmarks.published import PAPER, PUBLISHED, as_published
+from benchmarks.published import FILES, PUBLISHED, as_published
 from benchmarks.record import about
 from mtmsd import ssftt as network
-from mtmsd.split import TEST, TRAIN, UNUSED, block_of
+from mtmsd.split import TEST, TRAIN, UNUSED, HiddenBlocks, block_of
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.defaults import settle
@@ -228,29 +228,39 @@ def _methods(
     """Name -> what scores it: ours first, the method as published, peers."""
     learner, pixels = Learner(base.path, config), draw.pixels
     cube_BHW, profiles_DHW, profile_s = images
+    hidden = (
+        HiddenBlocks.of_test(pixels.y, pixels.x, pixels.split, config.split)
+        if config.split.inductive
+        else None
+    )
 
     def machine(variants: Callable[[], list[tuple[str, peers.FloatArray]]], seconds: float = 0) -> Any:
         def score() -> dict[str, Any]:
+            begun = time.monotonic()
             result = peers.peer(variants(), pixels)
-            return result | {"seconds": result["seconds"] + seconds}
+            return result | {"seconds": time.monotonic() - begun + seconds}
 
         return score
 
     def ours() -> list[tuple[str, peers.FloatArray]]:
         selection = learner.purify(draw.features, draw.position, pixels.split == TRAIN)
-        centre, spectra = draw.features[0][..., list(selection.centre)], draw.features[2]
-        return peers.feature_variants(centre.numpy(), spectra.numpy())
+        centre, pooled = (
+            kind[..., list(kept)].numpy()
+            for kind, kept in zip(draw.features[:2], (selection.centre, selection.pooled), strict=True)
+        )
+        return peers.feature_variants(centre, pooled, draw.features[2].numpy())
 
     found = {OURS: lambda: score(learner, draw.features, draw)}
     if draw.published is not None:
         features = draw.published
-        found[PUBLISHED] = lambda: score(Learner(base.path, as_published(config)), features, draw)
+        published = as_published(config, int((pixels.split == TRAIN).sum()))
+        found[PUBLISHED] = lambda: score(Learner(base.path, published), features, draw)
     return found | {
         peers.SPECTRA: machine(lambda: [("", peers.spectra(cube_BHW, pixels))]),
         peers.PROFILES: machine(lambda: [("", profiles_DHW[:, pixels.y, pixels.x].T)], profile_s),
         peers.FEATURES: machine(ours),
         peers.FOREST: lambda: peers.forest(peers.spectra(cube_BHW, pixels), pixels),
-        peers.TRANSFORMER: lambda: peers.transformer(cube_BHW, pixels),
+        peers.TRANSFORMER: lambda: peers.transformer(cube_BHW, pixels, hidden),
     }
 
 
@@ -271,10 +281,10 @@ def score_key(config: Config, base: RunFolder, labels: str) -> str:
 
 
 def code_of(method: str) -> str | None:
-    """A hash of the code of a peer, or of the settings of the published head; None: ours."""
+    """A hash of the code of a peer, or of what makes the published head; None: ours."""
     files = {
         OURS: (),
-        PUBLISHED: (PAPER,),
+        PUBLISHED: FILES,
         peers.TRANSFORMER: tuple(Path(str(m.__file__)) for m in (peers, ssftt, network)),
     }.get(method, (Path(peers.__file__),))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))

@@ -26,20 +26,24 @@ class Training:
     epochs: int
 
 
-TRIALS = tuple(Training(rate, epochs) for rate in (3e-4, 1e-3) for epochs in (100,))
+TRIALS = (Training(3e-4, 100), Training(1e-3, 100))
 """Fewer than the other peers get: each is a whole training."""
 
 
-def whitened(cube_BHW: NDArray[np.float32]) -> NDArray[np.float32]:
+def whitened(
+    cube_BHW: NDArray[np.float32], hidden_HW: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
     """At most ``COMPONENTS`` components of unit variance, zeros round them: (C, H + 12, W + 12).
 
-    No data counts as the band's mean.
+    No data counts as the band's mean. Hidden pixels have components, but do not decide what they are.
     """
     bands = cube_BHW.reshape(len(cube_BHW), -1).astype(np.float64)
-    bands = bands[np.isfinite(bands).any(axis=1)]
-    bands -= np.nanmean(bands, axis=1, keepdims=True)
+    seen = slice(None) if hidden_HW is None else ~hidden_HW.ravel()
+    bands = bands[np.isfinite(bands[:, seen]).any(axis=1)]
+    bands -= np.nanmean(bands[:, seen], axis=1, keepdims=True)
     bands = np.nan_to_num(bands)
-    values, vectors = np.linalg.eigh(bands @ bands.T / bands.shape[1])
+    fit = bands[:, seen]
+    values, vectors = np.linalg.eigh(fit @ fit.T / fit.shape[1])
     keep = min(COMPONENTS, int((values > values[-1] * 1e-12).sum()))
     scores = vectors[:, ::-1][:, :keep].T @ bands / np.sqrt(values[::-1][:keep, None])
     edge = PATCH // 2

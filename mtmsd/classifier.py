@@ -58,6 +58,9 @@ class ClassifierConfig:
     """Learning rate at the end."""
     weight_decay: float = 0.05
     """Weight decay of AdamW."""
+    patience: int | None = None
+    """Steps without a smaller loss of a batch, counted from the eleventh epoch on, that end the training of a
+    member (the paper: 1,000); absent: none does."""
     calibrate: bool = True
     """Scale the logits by one temperature, fitted on held-out training pixels, so that confidence is the
     share that is right (costs as many trainings again, on splits by blocks twice as many; the paper: no)."""
@@ -74,7 +77,8 @@ class ClassifierConfig:
         check_ranges(
             "classifier", self, members="[1, inf)", hidden="[1, inf)", dropout="[0, 1)",
             label_smoothing="[0, 1)", epochs="[1, inf)", steps="[1, inf)", batch="[2, inf)",
-            learning_rate="[0, inf)", final_rate="[0, inf)", weight_decay="[0, inf)", set_level="(0, 1)",
+            learning_rate="[0, inf)", final_rate="[0, inf)", weight_decay="[0, inf)", patience="[1, inf)",
+            set_level="(0, 1)",
         )  # fmt: skip
         if len(set(self.experts)) < len(self.experts):
             raise ValueError(f"classifier.experts names one twice: {', '.join(self.experts)}")

@@ -15,6 +15,8 @@ from mtmsd.fusion import FusionConfig
 from mtmsd.heads import make_member
 
 History = list[dict[str, float]]
+_SETTLING = 10
+"""Epochs before patience counts."""
 
 
 class Pixels(NamedTuple):
@@ -57,11 +59,11 @@ def train_member(
         optimizer = torch.optim.AdamW(
             head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        batch, epochs = min(config.batch, n), config.passes(n)
+        batch, epochs, patience = min(config.batch, n), config.passes(n), _Patience(config.patience)
         for epoch in range(epochs):
             for group in optimizer.param_groups:
                 group["lr"] = _cosine(config, epoch / epochs)
-            order, loss_sum, right = torch.randperm(n).to(device), 0.0, 0
+            order, losses, right = torch.randperm(n).to(device), [], 0
             for start in range(0, n - batch + 1, batch):
                 *features, position = pixels.at(order[start : start + batch])
                 logits = head(*features)
@@ -69,11 +71,32 @@ def train_member(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                loss_sum += float(loss.detach())
+                losses.append(float(loss.detach()))
                 right += int((logits.argmax(dim=1) == position).sum())
-            steps = n // batch
-            history.append({"loss": loss_sum / steps, "train_accuracy": right / (steps * batch)})
+                if epoch >= _SETTLING and patience.ends(losses[-1]):
+                    break
+            seen = len(losses)
+            history.append({"loss": sum(losses) / seen, "train_accuracy": right / (seen * batch)})
+            if patience.over:
+                break
     return head.eval(), history
+
+
+class _Patience:
+    """Whether training goes on: not after so many batches in a row none of which had the smallest loss."""
+
+    def __init__(self, batches: int | None) -> None:
+        self._batches, self._best, self._since = batches, math.inf, 0
+
+    def ends(self, loss: float) -> bool:
+        """Whether the batch with this loss is the last one."""
+        self._since = 0 if loss < self._best else self._since + 1
+        self._best = min(self._best, loss)
+        return self.over
+
+    @property
+    def over(self) -> bool:
+        return self._batches is not None and self._since >= self._batches
 
 
 def _cosine(config: ClassifierConfig, done: float) -> float:

@@ -2,7 +2,8 @@
 
 A patch of principal components passes a 3-D and a 2-D convolution; a tokenizer sums its pixels into four
 tokens by weights that it learns; one transformer layer and a class token name the class of the pixel in the
-middle. Written from the published description. Two kinds of member use it: on the reduced cube alone, and
+middle. Written from the published description, but for the transformer's hidden layer of 64 in place of 8
+(docs/log.md: 8 is no better). Two kinds of member use it: on the reduced cube alone, and
 with the fused diffusion features as a further token. The reduced cube has unit variance, so patches
 are not standardised.
 Shapes: N patch (pixel), C component, P side of a patch, L pixel of the feature map, D width of a token,

@@ -19,7 +19,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
 _SAID_IF_SET = {
     "unet": ("kind", "cuts", "decoders", "cut_similarity", "cut_tolerance", "cut_window"),
     "fusion": ("kind", "width", "keep_timesteps"),
-    "classifier": ("kind", "patch"),
+    "classifier": ("kind", "patch", "patience"),
     "map": ("regions",),
     "split": ("untested", "inductive"),
 }

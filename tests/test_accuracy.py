@@ -173,16 +173,21 @@ def test_folds_hold_out_a_class_in_a_block_as_one(pixels: list[tuple[int, int]])
 
 def test_feature_variants() -> None:
     centre = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    found = dict(peers.feature_variants(centre, np.array([[20], [21]], np.float32)))
-    assert {name: values.tolist() for name, values in found.items()} == {
-        "all timesteps": [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]],
-        "first timestep": [[0, 1], [6, 7]],
-        "all timesteps, spectra": [[0, 1, 2, 3, 4, 5, 20], [6, 7, 8, 9, 10, 11, 21]],
-        "first timestep, spectra": [[0, 1, 20], [6, 7, 21]],
+    pooled, none = np.arange(30, 36, dtype=np.float32).reshape(2, 3, 1), np.empty((2, 0), np.float32)
+    found = dict(peers.feature_variants(centre, pooled, np.array([[20], [21]], np.float32)))
+    assert {name: values[1].tolist() for name, values in found.items()} == {
+        "all timesteps": [6, 7, 8, 9, 10, 11],
+        "all timesteps, pooled": [6, 7, 8, 9, 10, 11, 33, 34, 35],
+        "all timesteps, spectra": [6, 7, 8, 9, 10, 11, 21],
+        "all timesteps, pooled, spectra": [6, 7, 8, 9, 10, 11, 33, 34, 35, 21],
+        "first timestep": [6, 7],
+        "first timestep, pooled": [6, 7, 33],
+        "first timestep, spectra": [6, 7, 21],
+        "first timestep, pooled, spectra": [6, 7, 33, 21],
     }
-    assert [name for name, _ in peers.feature_variants(centre[:, :1], np.empty((2, 0), np.float32))] == [
-        "all timesteps"
-    ]
+    assert [name for name, _ in peers.feature_variants(centre[:, :1], pooled[:, :1], none)] == [
+        "all timesteps", "all timesteps, pooled",
+    ]  # fmt: skip
 
 
 def run_of(seed: int, ours: float, peer: float, test: str = "") -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_measure_scores_all_on_the_same_pixels_and_keeps_them(
     stored["methods"][peers.SPECTRA]["oa"] = 0.123
     del stored["methods"][peers.FEATURES]
     write_json(cache, stored)
-    monkeypatch.setattr(accuracy, "as_published", lambda config: config)  # whose head takes long
+    monkeypatch.setattr(accuracy, "as_published", lambda config, *_: config)  # whose head takes long
     others = replace(labelled(), features=(*labelled().features[:2], torch.zeros(36, 0)))
     again = accuracy.measure(config, base, labelled(), images, cache, others)["methods"]
     assert set(again) == {*METHODS, PUBLISHED}, "what is missing is scored, the rest kept"
@@ -131,6 +131,12 @@ def test_the_published_method_keeps_network_and_windows(tmp_path: Path) -> None:
     assert published.features.precision == "bfloat16"
     assert (published.classifier.vote, published.classifier.calibrate) == ("majority", False)
     assert published.features.spectra == ()
+    assert published.classifier.patience == 1000
+
+
+@pytest.mark.parametrize(("pixels", "rate"), [(2139, 1e-3), (25243, 1e-4)])
+def test_the_published_rate_is_the_authors_for_so_many_pixels(pixels: int, rate: float) -> None:
+    assert as_published(load_config(None), pixels).classifier.learning_rate == rate
 
 
 def test_a_protocol_that_the_labels_cannot_serve_is_refused() -> None:

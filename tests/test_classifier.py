@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mtmsd import members
 from mtmsd.classifier import ClassifierConfig, Dropout, Head, Sizes
 from mtmsd.ensemble import Ensemble, combine
 from mtmsd.fusion import FusionConfig
@@ -302,8 +303,20 @@ def test_many_pixels_are_passed_over_fewer_times() -> None:
         assert len(history) == epochs
 
 
+def test_patience_ends_a_training_that_no_longer_improves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 pixels in batches of 16: three steps an epoch; the eleventh epoch begins with step 31."""
+    waits, losses = members._Patience(2), iter([3.0, 2.0, 2.0, 1.0, 1.5, 1.0])
+    assert [waits.ends(loss) for loss in losses] == [False, False, False, False, False, True]
+    config, falling = replace(QUICK, epochs=30), iter(range(1000, 0, -1))
+    monkeypatch.setattr(members.F, "cross_entropy", lambda logits, *_, **__: logits.sum() * 0 + next(falling))
+    assert len(trained(replace(config, patience=1), toy(60))[1]) == 30, "it improves with every step"
+    monkeypatch.setattr(members.F, "cross_entropy", lambda logits, *_, **__: logits.sum() * 0 + 1)
+    for patience, epochs in ((None, 30), (1, 11), (3, 12), (5, 12), (6, 13)):
+        assert len(trained(replace(config, patience=patience), toy(60))[1]) == epochs
+
+
 def test_impossible_classifiers_are_refused() -> None:
-    for name, value in (("members", 0), ("epochs", 0), ("steps", 0), ("batch", 1)):
+    for name, value in (("members", 0), ("patience", 0), ("epochs", 0), ("steps", 0), ("batch", 1)):
         with pytest.raises(ValueError, match=rf"classifier\.{name} must be at least .*, found {value}"):
             ClassifierConfig(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="names one twice: spectra, spectra"):

@@ -48,6 +48,20 @@ def test_components_are_white_and_padded() -> None:
     assert torch.equal(patches[:, :, 6, 6], torch.from_numpy(image[:, y + 6, x + 6].T.copy()))
 
 
+def test_hidden_pixels_do_not_decide_the_components() -> None:
+    cube, _ = striped()
+    hidden = np.zeros((24, 24), bool)
+    hidden[:8] = True
+    other = cube.copy()
+    other[:, :8] *= 5
+    other[3, :8] = np.nan
+    found, again = ssftt.whitened(cube, hidden), ssftt.whitened(other, hidden)
+    np.testing.assert_array_equal(found[:, 14:], again[:, 14:])
+    inside = found[:, 14:-6, 6:-6].reshape(8, -1)
+    np.testing.assert_allclose(inside @ inside.T / inside.shape[1], np.eye(8), atol=1e-3)
+    assert not np.allclose(ssftt.whitened(cube)[:, 14:], ssftt.whitened(other)[:, 14:], atol=0.1)
+
+
 @pytest.mark.parametrize("guests", [0, 1])
 def test_every_parameter_learns(guests: int) -> None:
     model = SSFTT(8, 2, guests)
