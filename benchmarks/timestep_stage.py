@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.learn import Kinds
+from benchmarks.learn import Kinds, Learner
 from benchmarks.record import publish, run_folder
-from benchmarks.windows import Bench
+from benchmarks.windows import Bench, Pixels, splitting
 from mtmsd.features import FeatureConfig, stage_widths
 from pipeline.artifacts import read_json
 from pipeline.scene import open_scene
@@ -36,20 +36,20 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    scene, bench = open_scene(read_json(options.run / "run.json")["scene"]["url"]), Bench(options.run)
+    scene, given = (
+        open_scene(read_json(options.run / "run.json")["scene"]["url"]),
+        Learner(options.run).config,
+    )
     timesteps = tuple(int(t) for t in options.timesteps.split(","))
     features = replace(
-        bench.config.features, timesteps=timesteps, stages=tuple(range(bench.config.unet.stages)), spectra=()
+        given.features, timesteps=timesteps, stages=tuple(range(given.unet.stages)), spectra=()
     )
-    head = bench.config.classifier
-    classifier = replace(head, members=options.members, experts=(), calibrate=False)
-    whole = bench.config.model_copy(update={"features": features, "classifier": classifier})
-    runs = [
-        _scores(
-            Bench(options.run, whole), bench.pixels(scene, options.protocol, int(seed), 3000, options.block)
-        )
-        for seed in options.seeds.split(",")
-    ]
+    classifier = replace(given.classifier, members=options.members, experts=(), calibrate=False)
+    whole = given.model_copy(update={"features": features, "classifier": classifier})
+    runs = []
+    for seed in options.seeds.split(","):
+        bench = Bench(options.run, splitting(whole, options.protocol, int(seed), options.block))
+        runs.append(_scores(bench, bench.pixels(scene, 3000)))
     found = np.mean(runs, axis=0)
     rows = [[*map(str, timesteps), _ALL], [*map(str, features.stages), _ALL]]
     publish(
@@ -62,10 +62,9 @@ def main() -> None:
         _draw(found, rows[0], rows[1], options.picture)
 
 
-def _scores(bench: Bench, pixels: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+def _scores(bench: Bench, pixels: Pixels) -> NDArray[np.float64]:
     """OA (timesteps + 1, stages + 1); the last row and column are of all of them together."""
-    y, x, position, use = pixels
-    kinds, features = bench.features(bench.config.patches, y, x), bench.config.features
+    kinds, features = bench.features(bench.config.patches, pixels.y, pixels.x), bench.config.features
     found = np.zeros((len(features.timesteps) + 1, len(features.stages) + 1))
     for t, steps in _each(len(features.timesteps)):
         for s, stages in _each(len(features.stages)):
@@ -76,7 +75,7 @@ def _scores(bench: Bench, pixels: Sequence[NDArray[np.int64]]) -> NDArray[np.flo
             )
             one = Bench(bench.folder.path, bench.config.model_copy(update={"features": chosen}))
             mine = _of(kinds, bench, features, steps, stages)
-            found[t, s] = one.learn(mine, position, use).confusion.finish()["oa"]
+            found[t, s] = one.learn_at(mine, pixels).confusion.finish()["oa"]
     return found
 
 

@@ -9,11 +9,10 @@ import argparse
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.learn import Kinds
+from benchmarks.learn import Kinds, Learner
 from benchmarks.record import publish, run_folder
-from benchmarks.windows import Bench
+from benchmarks.windows import Bench, Pixels, splitting
 from mtmsd.split import TEST, TRAIN, UNUSED
 from pipeline.artifacts import read_json
 from pipeline.config import Config
@@ -29,20 +28,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--block", type=int, default=32)
     options = parser.parse_args()
-    bench, scene = Bench(options.run), open_scene(read_json(options.run / "run.json")["scene"]["url"])
+    scene = open_scene(read_json(options.run / "run.json")["scene"]["url"])
+    given = Learner(options.run).config
+    bench = Bench(options.run, splitting(given, options.protocol, options.seed, options.block))
     window, stride = map(int, options.geometry.split(":"))
-    y, x, position, use = bench.pixels(scene, options.protocol, options.seed, 3000, options.block)
+    pixels = bench.pixels(scene, 3000)
     patches = replace(bench.config.patches, window=window, stride=stride)
-    features = bench.features(patches, y, x)
+    features = bench.features(patches, pixels.y, pixels.x)
     timesteps, chosen, rows = bench.config.features.timesteps, list[int](), []
     quick = Bench(options.run, _quick(bench))
     while len(chosen) < len(timesteps):
         left = [t for t in range(len(timesteps)) if t not in chosen]
-        trial = {t: _folds(quick, features, position, use, sorted([*chosen, t])) for t in left}
+        trial = {t: _folds(quick, _of(features, sorted([*chosen, t])), pixels) for t in left}
         best = max(left, key=lambda t: (trial[t], -t))
         chosen.append(best)
         mine = sorted(chosen)
-        oa = bench.learn(_of(features, mine), position, use).confusion.finish()["oa"]
+        oa = bench.learn_at(_of(features, mine), pixels).confusion.finish()["oa"]
         rows.append([len(mine), timesteps[best], trial[best], oa])
         print(rows[-1], flush=True)
     publish(
@@ -65,18 +66,16 @@ def _quick(bench: Bench) -> Config:
     )
 
 
-def _folds(
-    bench: Bench, features: Kinds, position: NDArray[np.int64], use: NDArray[np.int64], steps: list[int],
-) -> float:  # fmt: skip
+def _folds(bench: Bench, features: Kinds, pixels: Pixels) -> float:
     """Mean accuracy over three folds of the training pixels, every class in every fold."""
-    train = np.flatnonzero(use == TRAIN)
-    order = train[np.argsort(position[train], kind="stable")]
+    train = np.flatnonzero(pixels.use == TRAIN)
+    order = train[np.argsort(pixels.position[train], kind="stable")]
     scores = []
     for fold in range(3):
-        part = np.full(len(use), UNUSED)
+        part = np.full(len(pixels.use), UNUSED)
         part[order] = TRAIN
         part[order[fold::3]] = TEST
-        scores.append(bench.learn(_of(features, steps), position, part).confusion.finish()["oa"])
+        scores.append(bench.learn_at(features, pixels, part).confusion.finish()["oa"])
     return float(np.mean(scores))
 
 

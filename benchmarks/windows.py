@@ -13,18 +13,20 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.learn import Learner, Learnt
+from benchmarks.learn import Kinds, Learner, Learnt
 from benchmarks.record import publish, run_folder
 from mtmsd.features import Readout
 from mtmsd.mosaic import Mosaic
 from mtmsd.split import TEST
 from mtmsd.windows import PatchConfig
 from pipeline.artifacts import read_json
+from pipeline.config import Config
 from pipeline.labels import labelled_split
 from pipeline.scene import Scene, open_scene
 
@@ -45,23 +47,24 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1500, help="test pixels that are scored, at most")
     parser.add_argument("--shifts", type=int, default=4, help="maps with shifted grids, for the borders")
     options = parser.parse_args()
-    base, scene = Bench(options.run), open_scene(read_json(options.run / "run.json")["scene"]["url"])
-    rows = []
+    scene, rows = open_scene(read_json(options.run / "run.json")["scene"]["url"]), []
+    given = Learner(options.run).config
     for text in options.geometries.split(","):
         window, stride, blend = map(int, [*text.split(":"), 0][:3])
-        patches = replace(base.config.patches, window=window, stride=stride, blend=blend)
+        patches = replace(given.patches, window=window, stride=stride, blend=blend)
         for protocol in options.protocols.split(","):
             for seed in map(int, options.seeds.split(",")):
-                pixels = base.pixels(scene, protocol, seed, options.test, options.block)
+                base = Bench(options.run, splitting(given, protocol, seed, options.block))
+                pixels = base.pixels(scene, options.test)
                 begun = time.perf_counter()
-                features = base.features(patches, *pixels[:2])
-                spent = (time.perf_counter() - begun) / len(pixels[0])
-                learnt = base.learn(features, pixels[2], pixels[3])
+                features = base.features(patches, pixels.y, pixels.x)
+                spent = (time.perf_counter() - begun) / len(pixels.y)
+                learnt = base.learn_at(features, pixels)
                 row: list[object] = [text, protocol, seed, learnt.confusion.finish()["oa"]]
                 if stride > 1:
                     shifts = sorted({stride * i // options.shifts for i in range(options.shifts)})
-                    maps, tested = [base.map(patches, learnt, shift) for shift in shifts], pixels[3] == TEST
-                    right = maps[0][pixels[0][tested], pixels[1][tested]] == pixels[2][tested]
+                    maps, tested = [base.map(patches, learnt, shift) for shift in shifts], pixels.use == TEST
+                    right = maps[0][pixels.y[tested], pixels.x[tested]] == pixels.position[tested]
                     row += [right.mean(), border_ratio(maps, patches)]
                 else:
                     row += ["", ""]
@@ -74,21 +77,39 @@ def main() -> None:
     )  # fmt: skip
 
 
-class Bench(Learner):
-    """A pretrained run, its pixels and its borders."""
+def splitting(config: Config, protocol: str, seed: int, block: int) -> Config:
+    """The configuration with a split of this protocol; by blocks with 30 training pixels a class."""
+    split = replace(config.split, protocol=protocol, seed=seed)  # type: ignore[arg-type]
+    if protocol == "blocks":
+        split = replace(split, train_per_class=30, block=block)
+    return config.model_copy(update={"split": split})
 
-    def pixels(
-        self, scene: Scene, protocol: str, seed: int, test: int, block: int
-    ) -> tuple[NDArray[np.int64], ...]:
-        """y, x, class position and split of all training and some test pixels."""
-        split = replace(self.config.split, protocol=protocol, seed=seed)  # type: ignore[arg-type]
-        if protocol == "blocks":
-            split = replace(split, train_per_class=30, block=block)
-        y, x, label, use = labelled_split(self.config.model_copy(update={"split": split}), scene)
+
+class Pixels(NamedTuple):
+    """All training and some test pixels of a split."""
+
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    position: NDArray[np.int64]
+    """Of the class, 0-based."""
+    use: NDArray[np.int64]
+    """TRAIN or TEST."""
+
+
+class Bench(Learner):
+    """A pretrained run, the pixels of its configuration's split, and its borders."""
+
+    def pixels(self, scene: Scene, test: int) -> Pixels:
+        """All training pixels, and at most so many test pixels."""
+        y, x, label, use = labelled_split(self.config, scene)
         tested = np.flatnonzero(use == TEST)
-        drop = np.random.default_rng(seed).permutation(tested)[test:]
+        drop = np.random.default_rng(self.config.split.seed).permutation(tested)[test:]
         keep = np.setdiff1d(np.arange(len(y)), drop)
-        return y[keep], x[keep], np.unique(label, return_inverse=True)[1][keep], use[keep]
+        return Pixels(y[keep], x[keep], np.unique(label, return_inverse=True)[1][keep], use[keep])
+
+    def learn_at(self, features: Kinds, pixels: Pixels, use: NDArray[np.int64] | None = None) -> Learnt:
+        """``learn`` on these pixels; ``use`` stands in for theirs."""
+        return self.learn(features, pixels.position, pixels.use if use is None else use, (pixels.y, pixels.x))
 
     def map(self, patches: PatchConfig, learnt: Learnt, shift: int = 0) -> NDArray[np.int64]:
         """Class positions of all pixels but the first ``shift`` rows and columns, where blocks begin."""
