@@ -43,7 +43,7 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
     folder.unet.parent.mkdir()
     about = {"unet": json.dumps(config.model_dump(mode="json")["unet"]), "components": str(COMPONENTS)}
     save_file(unet.state_dict(), folder.unet, about)
-    kept = tuple(range(config.kept_channels))
+    kept = tuple(range(config.kept_channels(CLASSES)))
     folder.classifier.mkdir()
     codes = list(range(1, CLASSES + 1))
     classes = [[code, f"class {code}", "#808080"] for code in codes]

@@ -2,6 +2,7 @@
 
 Source: Guo et al. 2017 (arXiv 1706.04599): one temperature, chosen for the likelihood of pixels that did
 not train. Members train on all training pixels, so twins of them, each without one fold, supply the logits.
+The channels that twins read were chosen with the class means of all training pixels, the held-out ones too.
 Shapes: N pixel, C class, B bin.
 """
 

@@ -56,7 +56,7 @@ class Ensemble:
             for m in members
         ):
             raise ValueError("members of an ensemble must share the mean and scale of their features")
-        self._vote, self.mean_2TK, self.scale_2TK = vote, members[0].mean_2TK, members[0].scale_2TK
+        self.vote, self.mean_2TK, self.scale_2TK = vote, members[0].mean_2TK, members[0].scale_2TK
         self._classes = members[0].sizes.classes
         with torch.no_grad():
             self._prepare(members, temperature)
@@ -129,16 +129,16 @@ class Ensemble:
     @property
     def values(self) -> int:
         """V: values that a pixel's evidence has."""
-        return self._classes * (2 if self._vote == "majority" else 1)
+        return self._classes * (2 if self.vote == "majority" else 1)
 
     @torch.inference_mode()
     def evidence(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
         """What the members say of pixels (P, V); arguments as of ``probabilities``."""
-        return evidence_of(self.probabilities(centre_TPK, votes_MTPK, spectra_PE), self._vote)
+        return evidence_of(self.probabilities(centre_TPK, votes_MTPK, spectra_PE), self.vote)
 
     def decide(self, evidence_PV: Tensor) -> Prediction:
         """Classes by evidence, or by a mean of evidence."""
-        return decide(evidence_PV, self._vote)
+        return decide(evidence_PV, self.vote)
 
     def classify(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Prediction:
         """Classify pixels; arguments as of ``probabilities``."""

@@ -219,7 +219,9 @@ class Committee(Ensemble):
     """
 
     def __init__(self, ensemble: Ensemble, experts: Mapping[str, Expert]) -> None:
-        self._ensemble, self._experts, self._vote = ensemble, dict(experts), "mean"
+        if ensemble.vote != "mean":
+            raise ValueError(f"experts go with an ensemble whose vote is mean, found {ensemble.vote}")
+        self._ensemble, self._experts, self.vote = ensemble, dict(experts), ensemble.vote
         self.mean_2TK, self.scale_2TK = ensemble.mean_2TK, ensemble.scale_2TK
         self._classes = ensemble.values
 

@@ -2,7 +2,7 @@
 
 Zhang et al. 2024 (CVPR, arXiv 2312.09181): middle block and decoder are tailored to an interval, widths
 included; encoder and time embedding are shared. The intervals come from how alike the optimal denoisers of
-the data are at different timesteps; every minibatch lies in one interval (``training.draw_interval``).
+the data are at different timesteps; every minibatch lies in one interval (``steps.draw_interval``).
 Shapes: N sample, C channel, H W rows and columns, M patch of the data set, D value of a patch.
 """
 
@@ -129,12 +129,14 @@ def find_cuts(patches_NCWW: Tensor, schedule: Schedule, config: UNetConfig, seed
         seed: Of the choice of windows and of the noise.
 
     Raises:
-        ValueError: There are no cut points.
+        ValueError: There are no cut points, or no data.
     """
     side = min(config.cut_window, patches_NCWW.shape[-1])
     grid = patches_NCWW.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5)
     windows = grid.flatten(3).flatten(0, 2)
     windows = windows[~windows.isnan().all(dim=1)].nan_to_num(0.0).double()
+    if not len(windows):
+        raise ValueError("unet.cuts: expected patches with data to find them on, found none; give unet.cuts")
     generator = torch.Generator().manual_seed(seed)
     windows = windows[torch.randperm(len(windows), generator=generator)[:_PATCHES]]
     x0 = windows[:_PROBES]

@@ -23,7 +23,8 @@ class PurifyConfig:
     """How many channels survive, and what counts."""
 
     keep: float = 0.6
-    """Share of the channels that is kept (the paper keeps 768 of 1,280)."""
+    """Share of the channels that is kept (the paper keeps 768 of 1,280); of two classes all are, for
+    scaled to their range two means are 0 and 1 in every channel, and say nothing."""
     similarity_weight: float = 0.8
     """Weight (lambda), 0 to 1, of how alike the means of a channel are, against how much they vary."""
     timestep_weight: float = 0.5
@@ -32,6 +33,14 @@ class PurifyConfig:
     def __post_init__(self) -> None:
         """Refuse shares outside (0, 1]."""
         check_ranges("purify", self, keep="(0, 1]", similarity_weight="[0, 1]", timestep_weight="[0, inf)")
+
+    def count(self, channels: int, classes: int) -> int:
+        """How many of the channels are kept.
+
+        >>> PurifyConfig(keep=0.6).count(1280, classes=20), PurifyConfig(keep=0.6).count(1280, classes=2)
+        (768, 1280)
+        """
+        return max(1, round(self.keep * channels)) if classes > 2 else channels
 
 
 class ClassMeans:
@@ -132,23 +141,23 @@ def channel_scores(means_KTD: FloatArray, config: PurifyConfig) -> FloatArray:
 
 
 def select_channels(means_KTD: FloatArray, config: PurifyConfig) -> tuple[int, ...]:
-    """The round(keep x D) best channels, ascending; ties go to the lower channel.
+    """The best channels, as many as ``config.count`` says, ascending; ties go to the lower channel.
 
-    Of three channels (two classes, two timesteps), the constant one goes first:
+    Of three channels (three classes, one timestep), the constant one goes first:
 
-    >>> means_KTD = np.array([[[0, 5, 0], [1, 5, 1]], [[2, 5, 9], [3, 5, 0]]], float)
+    >>> means_KTD = np.array([[[0, 5, 0]], [[1, 5, 9]], [[3, 5, 0]]], float)
     >>> select_channels(means_KTD, PurifyConfig(keep=2 / 3))
     (0, 2)
     """
     scores = channel_scores(means_KTD, config)
-    count = max(1, round(config.keep * len(scores)))
+    count = config.count(len(scores), len(means_KTD))
     return tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))
 
 
 def select(means: Sequence[FloatArray], config: PurifyConfig) -> Selection:
     """Channels to keep of the centre and the pooled class means.
 
-    >>> means_KTD = np.array([[[0, 5], [1, 5]], [[2, 5], [3, 5]]], float)
+    >>> means_KTD = np.array([[[0, 5]], [[1, 5]], [[3, 5]]], float)
     >>> select([means_KTD, means_KTD[:, :, ::-1]], PurifyConfig(keep=0.5))
     Selection(centre=(0,), pooled=(1,))
     """

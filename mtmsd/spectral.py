@@ -47,8 +47,8 @@ class Moments:
         self.scatter_BB: FloatArray = np.zeros((bands, bands))
 
     def update(self, spectra_NB: NDArray[np.float32]) -> None:
-        """Add pixels; those with a NaN in any band do not count."""
-        valid = spectra_NB[~np.isnan(spectra_NB).any(axis=1)].astype(np.float64)
+        """Add pixels; those that are not finite in every band do not count."""
+        valid = spectra_NB[np.isfinite(spectra_NB).all(axis=1)].astype(np.float64)
         if not len(valid):
             return
         part = Moments(valid.shape[1])

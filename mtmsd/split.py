@@ -162,7 +162,7 @@ def _train_count(count: int, available: int, config: SplitConfig) -> int:
 
 def block_of(y: IntArray, x: IntArray, config: SplitConfig) -> IntArray:
     """A number for the block in which each pixel lies, ascending by row, then by column."""
-    return (y // config.block << 32) + x // config.block
+    return (y.astype(np.int64) // config.block << 32) + x // config.block
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 After DSTC (Liu et al., ECCV 2024, arXiv 2407.07307). A fixed grid of square cells covers the scene; every
 cell holds one token, which starts as the mean of the cell's pixels. A pixel belongs to the nine tokens
-round it by a softmax of squared distances; tokens become the means of their pixels, and so on a few times.
+round it by a softmax of squared distances; tokens become the means of their pixels, among which they count
+themselves as one, and so on a few times.
 A pixel's features are its reduced spectrum under a linear projection. Spectra are linear in their reduced
 components, and so is their derivative along wavelength: a metric on the components holds both
 (``spectral_metric``).

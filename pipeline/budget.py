@@ -122,8 +122,9 @@ def _extract(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
         units, row = len(reader), reader.most[1] * window
         read += units * row
     width = feature_width(config.unet, config.features.stages, config.patches.side)
-    kept = _feature_bytes(config)
-    sums = 2 * len(np.unique(label)) * len(config.features.timesteps) * width * 8
+    classes = len(np.unique(label))
+    kept = _feature_bytes(config, classes)
+    sums = 2 * classes * len(config.features.timesteps) * width * 8
     return {
         "unit": "groups", "units": units, "windows": windows,
         "unet_passes": windows * _timesteps(config), "bytes_read": read,
@@ -132,15 +133,16 @@ def _extract(config: Config, folder: RunFolder, scene: Scene) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _feature_bytes(config: Config) -> int:
+def _feature_bytes(config: Config, classes: int) -> int:
     """Features of one pixel: of itself, pooled, and its spectra."""
-    diffusion = len(config.features.timesteps) * config.kept_channels * 2
+    diffusion = len(config.features.timesteps) * config.kept_channels(classes) * 2
     return (diffusion + config.spectra) * _FLOAT
 
 
 def _classify(config: Config, scene: Scene) -> dict[str, Any]:
-    _, _, _, split = labelled_split(config, scene)
-    features, members, train = _feature_bytes(config), config.classifier, int((split == TRAIN).sum())
+    _, _, label, split = labelled_split(config, scene)
+    features = _feature_bytes(config, len(np.unique(label)))
+    members, train = config.classifier, int((split == TRAIN).sum())
     twins = members.calibrate * (2 if config.split.protocol == "blocks" else 1)
     epochs = members.members * members.passes(train) * (1 + twins)
     return {

@@ -188,13 +188,11 @@ class Config(_Section):
             return ()
         return tuple(name for name in self.classifier.experts if name != "spectra" or self.spectra)
 
-    @property
-    def kept_channels(self) -> int:
-        """Channels that purification keeps of each kind of feature."""
+    def kept_channels(self, classes: int) -> int:
+        """Channels that purification keeps of each kind of feature, with so many classes."""
         if not self.reads_features:
             return 0
-        width = feature_width(self.unet, self.features.stages, self.patches.side)
-        return max(1, round(self.purify.keep * width))
+        return self.purify.count(feature_width(self.unet, self.features.stages, self.patches.side), classes)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), base: Config | None = None) -> Config:

@@ -199,7 +199,7 @@ def _windows(config: Config, device: torch.device, classes: int | None) -> Work:
         ]
         ensemble = assemble([member.eval().to(device) for member in members], config.classifier.vote)
         ensemble = Committee(ensemble, _experts(config, sizes, device)) if config.experts else ensemble
-        kept, patches = range(config.kept_channels), patches.wide
+        kept, patches = range(config.kept_channels(classes)), patches.wide
         readout = Readout(kept, kept, ensemble.mean_2TK[0], ensemble.scale_2TK[0])
     extract = Extractor(unet, Schedule(config.diffusion), features, patches, readout, config.patch)
     windows = torch.randn(extract.batch, config.reduce.components, patches.side, patches.side)
@@ -233,7 +233,7 @@ def _answer(config: Config, ensemble: Ensemble, features: Features) -> None:
 def _member(config: Config, scene: Scene) -> Work:
     few, classes = config.classifier.batch * _MEMBER_STEPS, max(2, _classes(scene))
     sizes = _sizes(config, len(config.features.timesteps), classes)
-    shape = few, sizes.timesteps, config.kept_channels
+    shape = few, sizes.timesteps, config.kept_channels(classes)
     spectra = torch.randn(few, sizes.spectra)
     pixels = Pixels(torch.randn(shape), torch.randn(shape), spectra, torch.arange(few) % classes)
     settings = replace(config.classifier, epochs=1)
@@ -251,7 +251,7 @@ def _unet(config: Config, device: torch.device) -> UNet:
 def _sizes(config: Config, timesteps: int, classes: int) -> Sizes:
     """Of a member, as if purification kept the first channels."""
     widths = stage_widths(config.unet, config.features.stages, config.patches.side)
-    stages = Selection(tuple(range(config.kept_channels)), ()).per_stage(widths)
+    stages = Selection(tuple(range(config.kept_channels(classes))), ()).per_stage(widths)
     return Sizes(timesteps, stages, classes, config.spectra)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.classes import table_of
 from pipeline.demo import make_demo_scene
@@ -29,6 +30,12 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], *words: st
     for word in words:
         assert word in last, last
     assert "Traceback" not in output.err
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws without a seed of its own is the same every time, in whatever order tests run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_counts_by_hand(small: tuple[Config, RunFolder, str]) -> None:
     assert extract.unet_passes == 2 * extract.windows
     # Two timesteps, centre and pooled; of four components means over four boxes, openings and closings by
     # three; float32.
-    kept = 2 * 2 * small[0].kept_channels * 4 + (4 * 4 + 2 * 3 * 4) * 4
+    kept = 2 * 2 * small[0].kept_channels(2) * 4 + (4 * 4 + 2 * 3 * 4) * 4
     assert extract.bytes_written == 128 * (kept + 4 * 8)
     assert (planned["classify"].units, planned["classify"].bytes_read) == (2, 128 * kept)
     assert planned["classify"].member_steps == 2 * 2 * 5 * 1  # members and twins, epochs, 64 pixels

@@ -1,5 +1,6 @@
 """Experts: kernel ridge regression against hand-computed values and scikit-learn, and the joint answer."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -169,6 +170,15 @@ def committee(request: pytest.FixtureRequest) -> tuple[Committee, Ensemble, dict
     }
     ensemble = assemble(members, "mean")
     return Committee(ensemble, found), ensemble, found, pixels
+
+
+def test_experts_do_not_join_a_majority(
+    committee: tuple[Committee, Ensemble, dict[str, Expert], Pixels],
+) -> None:
+    voting = copy.copy(committee[1])
+    voting.vote = "majority"
+    with pytest.raises(ValueError, match="whose vote is mean, found majority"):
+        Committee(voting, committee[2])
 
 
 def test_a_committee_pools_its_parts(

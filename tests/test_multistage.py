@@ -155,6 +155,12 @@ def test_clustering_against_the_naive_one() -> None:
 # The network
 
 
+def test_patches_without_data_have_no_cuts() -> None:
+    config = UNetConfig(kind="multistage")
+    with pytest.raises(ValueError, match="expected patches with data"):
+        find_cuts(torch.full((3, 2, 12, 12), torch.nan), Schedule(DiffusionConfig()), config, seed=0)
+
+
 def test_kinds_are_those_of_the_configuration() -> None:
     assert set(get_args(get_type_hints(UNetConfig)["kind"])) == set(KINDS)
     assert type(make_unet(UNetConfig(channels=32), 2)) is UNet

@@ -64,6 +64,8 @@ def test_pixels_with_a_nan_do_not_count() -> None:
     spectra = spectra_of(0, 50, 3)
     holed = np.insert(spectra, [0, 20, 50], np.nan, axis=0)
     holed[0, 1:] = 7  # NaN in one band alone
+    holed[21, 1] = -np.inf
+    holed[21, ::2] = 7
     whole, part = moments_of(spectra), moments_of(holed)
     part.update(np.full((4, 3), np.nan, np.float32))
     assert part.count == 50

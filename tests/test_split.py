@@ -15,6 +15,7 @@ from mtmsd.split import (
     HiddenBlocks,
     SplitConfig,
     _draw,
+    block_of,
     make_split,
     near_any,
     overlap,
@@ -104,6 +105,15 @@ def test_the_same_seed_gives_the_same_split(config: SplitConfig) -> None:
     first = make_split(*pixels, config, 5)
     np.testing.assert_array_equal(make_split(*pixels, config, 5), first)
     assert (make_split(*pixels, config, 6) != first).any()
+
+
+def test_blocks_of_narrow_integers_are_those_of_wide_ones() -> None:
+    y, x = np.array([0, 5, 40]), np.array([33, 2, 70])
+    wide = block_of(y, x, SplitConfig(block=32))
+    assert len(set(wide.tolist())) == 3
+    np.testing.assert_array_equal(
+        block_of(y.astype(np.int32), x.astype(np.int32), SplitConfig(block=32)), wide
+    )
 
 
 def test_fractions_by_hand() -> None:
