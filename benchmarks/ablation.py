@@ -1,6 +1,6 @@
 """What each choice of the method gives: the defaults with one thing changed, on the same splits.
 
-``python -m benchmarks.ablation --scene SCENE --out DIR [--seeds 0,1,2] [--protocols random,blocks]
+``python -m benchmarks.ablation --scene SCENE --out DIR [--seeds 0,1,2,3,4] [--protocols random,blocks]
 [--changes NAME,...]``. Uses the pretrained run in DIR/base, which ``benchmarks.accuracy`` makes too; a change
 of reduction or pretraining has a run of its own. Nothing is calibrated here but in the row that says so: the
 temperature costs as many trainings again and decides hardly a class. Leaves DIR/ablation.md and

@@ -37,7 +37,7 @@ from benchmarks.learn import Kinds, Learner
 from benchmarks.published import FILES, PUBLISHED, as_published
 from benchmarks.record import about
 from mtmsd import ssftt as network
-from mtmsd.split import TEST, TRAIN, UNUSED, HiddenBlocks, block_of
+from mtmsd.split import TEST, TRAIN, UNUSED, block_of
 from pipeline.artifacts import RunFolder, read_json, write_json
 from pipeline.config import Config, load_config
 from pipeline.defaults import settle
@@ -228,11 +228,6 @@ def _methods(
     """Name -> what scores it: ours first, the method as published, peers."""
     learner, pixels = Learner(base.path, config), draw.pixels
     cube_BHW, profiles_DHW, profile_s = images
-    hidden = (
-        HiddenBlocks.of_test(pixels.y, pixels.x, pixels.split, config.split)
-        if config.split.inductive
-        else None
-    )
 
     def machine(variants: Callable[[], list[tuple[str, peers.FloatArray]]], seconds: float = 0) -> Any:
         def score() -> dict[str, Any]:
@@ -260,7 +255,7 @@ def _methods(
         peers.PROFILES: machine(lambda: [("", profiles_DHW[:, pixels.y, pixels.x].T)], profile_s),
         peers.FEATURES: machine(ours),
         peers.FOREST: lambda: peers.forest(peers.spectra(cube_BHW, pixels), pixels),
-        peers.TRANSFORMER: lambda: peers.transformer(cube_BHW, pixels, hidden),
+        peers.TRANSFORMER: lambda: peers.transformer(cube_BHW, pixels, config.split),
     }
 
 
@@ -270,6 +265,7 @@ def score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
     learnt = learner.learn(features, draw.position, draw.pixels.split, (draw.pixels.y, draw.pixels.x))
     scores = {key: learnt.confusion.finish()[key] for key in ("oa", "aa", "kappa", "per_class")}
     said = {"ece": learnt.reliability.error(), "reliability": learnt.reliability.rows()}
+    said |= {"sets": learnt.coverage.finish()} if learner.config.classifier.calibrate else {}
     return scores | said | {"seconds": time.monotonic() - begun}
 
 

@@ -91,6 +91,11 @@ def markdown(name: str, report: dict[str, Any]) -> str:
         if report.get("calibrated", True):
             errors = _statistics([run["methods"][OURS]["ece"] for run in part["runs"]])
             lines += [f"\nExpected calibration error of our confidence, x 100: {_cell(errors)}"]
+            sets = [run["methods"][OURS].get("sets") for run in part["runs"]]
+            if all(sets):
+                held, size = (_statistics([one[key] for one in sets]) for key in ("coverage", "mean_size"))
+                lines += [f"\nOur sets of classes hold the truth, % of pixels: {_cell(held)}; "
+                          f"classes in a set: {size['mean']:.2f}"]  # fmt: skip
         lines += [
             f"\nSeeds {', '.join(map(str, seeds))} test on the same pixels: they count as one draw."
             for seeds in part["shared_tests"]

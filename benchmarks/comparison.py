@@ -29,7 +29,7 @@ def comparing(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--scene", "url", required=True, metavar="SCENE", help="Zarr group with labels."),
         click.option("--config", "config_file", metavar="FILE", help="YAML configuration; see configs/."),
         click.option("--out", required=True, metavar="DIR", help="Folder of the runs and the tables."),
-        click.option("--seeds", "seed_list", default="0,1,2", show_default=True, help="Seeds of the split."),
+        click.option("--seeds", "seed_list", default="0,1,2,3,4", show_default=True, help="Of the split."),
         click.option("--protocols", "protocol_list", default="random,blocks", show_default=True),
         click.option(
             "--set", "overrides", metavar="[PROTOCOL:]KEY=VALUE", multiple=True,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtmsd.calibration import Reliability, fit_temperature, twin_folds
 from mtmsd.classifier import Member, Sizes
+from mtmsd.conformal import Coverage, HeldOut, class_sets, joint_threshold
 from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble, assemble
 from mtmsd.experts import Committee, fit_expert, training_input
@@ -38,6 +39,8 @@ class Learnt(NamedTuple):
     selection: Selection
     confusion: Confusion
     reliability: Reliability
+    coverage: Coverage
+    """Of the sets of classes; of no pixel where nothing was calibrated."""
 
 
 class Learner:
@@ -105,39 +108,58 @@ class Learner:
         block = None
         if place is not None and self.config.split.protocol == "blocks":
             block = block_of(*place, self.config.split)[train]
-        ensemble = self._ensemble(pixels, sizes, block)
-        test, confusion, reliability = np.flatnonzero(use == TEST), Confusion(classes), Reliability()
+        ensemble, threshold = self._ensemble(pixels, sizes, block)
+        found = Learnt(ensemble, selection, Confusion(classes), Reliability(), Coverage())
+        test = np.flatnonzero(use == TEST)
         for part in np.array_split(test, max(1, len(test) // 256)):
-            answer = ensemble(*(kind[part] for kind in kept))
+            evidence = ensemble.pixel_evidence(*(kind[part] for kind in kept))
+            answer, truth = ensemble.decide(evidence), position[part]
             predicted = answer.position_N.numpy()
-            confusion.update(position[part], predicted)
-            reliability.update(answer.confidence_N.numpy(), predicted == position[part])
-        return Learnt(ensemble, selection, confusion, reliability)
+            found.confusion.update(truth, predicted)
+            found.reliability.update(answer.confidence_N.numpy(), predicted == truth)
+            if threshold is not None:
+                sets = class_sets(ensemble.mean_probabilities(evidence), threshold)
+                found.coverage.update(sets, torch.from_numpy(truth))
+        return found
 
-    def _ensemble(self, pixels: Pixels, sizes: Sizes, block: NDArray[np.int64] | None) -> Ensemble:
+    def _ensemble(
+        self, pixels: Pixels, sizes: Sizes, block: NDArray[np.int64] | None
+    ) -> tuple[Ensemble, float | None]:
+        """The ensemble with its experts, and the threshold of sets where it is calibrated."""
         head, fusion, seed = self.config.classifier, self.config.fusion, self.config.seed
         members: list[Member] = []
         for member in range(head.members):
             members.append(train_member(head, fusion, pixels, sizes, seed=seed, member=member)[0])
-        folds = twin_folds(pixels.position_N.numpy(), head.members, seed, block)
-        if not head.calibrate:
-            return self._with_experts(assemble(members, head.vote), pixels, sizes, folds)
-        held = [(m, torch.from_numpy(fold == m)) for m in range(head.members) for fold in folds]
-        held = [(m, mask) for m, mask in held if mask.any()]
-        logits = [held_out_logits(head, fusion, pixels, sizes, mask, seed=seed, member=m) for m, mask in held]
-        truth = [pixels.position_N[mask] for _, mask in held]
-        margins = [training_margin(member, pixels) for member in members]
-        temperature = fit_temperature(torch.cat(logits), torch.cat(truth), sum(margins) / len(margins))
-        return self._with_experts(assemble(members, head.vote, temperature), pixels, sizes, folds)
+        folds = [
+            torch.from_numpy(fold)
+            for fold in twin_folds(pixels.position_N.numpy(), head.members, seed, block)
+        ]
+        fitted = {
+            name: fit_expert(
+                training_input(name, pixels, head.standardise), pixels.position_N, sizes.classes, folds
+            )
+            for name in self.config.experts
+        }
+        temperature, threshold = 1.0, None
+        if head.calibrate:
+            held_out = self._held_out(pixels, sizes, folds)
+            margins = [training_margin(member, pixels) for member in members]
+            temperature = fit_temperature(held_out.logits, held_out.position, sum(margins) / len(margins))
+            said = [one.held_out_SNC for one in fitted.values()]
+            threshold = joint_threshold(held_out, temperature, said, head.set_level)
+        ensemble = assemble(members, head.vote, temperature)
+        experts = {name: one.expert for name, one in fitted.items()}
+        return Committee(ensemble, experts) if experts else ensemble, threshold
 
-    def _with_experts(
-        self, ensemble: Ensemble, pixels: Pixels, sizes: Sizes, folds: list[NDArray[np.int64]]
-    ) -> Ensemble:
-        if not self.config.experts:
-            return ensemble
-        experts = {}
-        for name in self.config.experts:
-            inputs = training_input(name, pixels, self.config.classifier.standardise)
-            held_out = [torch.from_numpy(fold) for fold in folds]
-            experts[name] = fit_expert(inputs, pixels.position_N, sizes.classes, held_out).expert
-        return Committee(ensemble, experts)
+    def _held_out(self, pixels: Pixels, sizes: Sizes, folds: list[torch.Tensor]) -> HeldOut:
+        """What the members' twins say of the pixels that they were not given."""
+        head, fusion, seed = self.config.classifier, self.config.fusion, self.config.seed
+        none = torch.empty(0, dtype=torch.long)
+        parts = [HeldOut(torch.empty(0, sizes.classes), none, none, none)]
+        for member in range(head.members):
+            for kind, mask in ((kind, fold == member) for kind, fold in enumerate(folds)):
+                if mask.any():
+                    logits = held_out_logits(head, fusion, pixels, sizes, mask, seed=seed, member=member)
+                    which = torch.full((len(logits),), kind)
+                    parts.append(HeldOut(logits, pixels.position_N[mask], which, mask.nonzero()[:, 0]))
+        return HeldOut(*(torch.cat(values) for values in zip(*parts, strict=True)))

@@ -1,6 +1,6 @@
 """The parts beside each other on one scene: accuracy, size and time of each, through the whole pipeline.
 
-``python -m benchmarks.parts --scene SCENE --config FILE --out DIR [--seeds 0,1,2]
+``python -m benchmarks.parts --scene SCENE --config FILE --out DIR [--seeds 0,1,2,3,4]
 [--protocols random,blocks] [--parts NAME,...]``. Reduction and pretraining see no labels: parts with the same
 U-Net share them (DIR/base, DIR/base_<part>), and each run (DIR/<protocol>_seed<n>/<part>) begins from a
 copy; a part that differs behind the features begins from the default's run, where that is among the parts.

@@ -23,7 +23,7 @@ from sklearn.svm import SVC
 from benchmarks import ssftt
 from mtmsd.calibration import fold_of
 from mtmsd.metrics import Confusion
-from mtmsd.split import TEST, TRAIN, HiddenBlocks
+from mtmsd.split import TEST, TRAIN, HiddenBlocks, SplitConfig
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.int64]
@@ -223,15 +223,16 @@ def forest(features_ND: FloatArray, pixels: Pixels) -> dict[str, Any]:
     return score(pixels, search.predict(features_ND[test])) | chosen | {"seconds": time.monotonic() - begun}
 
 
-def transformer(
-    cube_BHW: NDArray[np.float32], pixels: Pixels, hidden: HiddenBlocks | None = None
-) -> dict[str, Any]:
-    """Scores of SSFTT, tuned on a part of the training pixels; as of ``peer``.
+def transformer(cube_BHW: NDArray[np.float32], pixels: Pixels, protocol: SplitConfig) -> dict[str, Any]:
+    """Scores of SSFTT, tuned on a part of the training pixels; as of ``peer``, with ``seconds``.
 
-    Principal components are fitted to all pixels but the hidden ones, as the pipeline fits its own.
+    Principal components are fitted to the pixels that the pipeline fits its own to.
     """
-    begun, (height, width) = time.monotonic(), cube_BHW.shape[1:]
-    image_CHW = ssftt.whitened(cube_BHW, hidden.mask(0, height, 0, width) if hidden else None)
+    begun, hidden_HW = time.monotonic(), None
+    if protocol.inductive:
+        hidden = HiddenBlocks.of_test(pixels.y, pixels.x, pixels.split, protocol)
+        hidden_HW = hidden.mask(0, cube_BHW.shape[1], 0, cube_BHW.shape[2])
+    image_CHW = ssftt.whitened(cube_BHW, hidden_HW)
     train, test = pixels.split == TRAIN, pixels.split == TEST
     codes = np.unique(pixels.label[train])
     position = np.searchsorted(codes, pixels.label[train])

@@ -1,9 +1,10 @@
 """How good are the features after so many steps, from a U-Net of such a size?
 
 ``python -m benchmarks.pretraining_length --scene SCENE --out DIR [--steps 1,150,600] [--channels 32,64]
-[--seeds 0,1,2] [--protocols few10,blocks] [--picture FILE.png]``. Every length is a training of its own, for
-the learning rate falls at its end. The defaults' head then learns from the features alone and from features
-and spectra. Leaves DIR/pretraining_length.md and DIR/pretraining_length.json; the same command resumes.
+[--seeds 0,1,2,3,4] [--protocols few10,blocks] [--picture FILE.png]``. Every length is a training of its
+own, for the learning rate falls at its end. The defaults' head then learns from the features alone and from
+features and spectra. Leaves DIR/pretraining_length.md and DIR/pretraining_length.json; the same command
+resumes.
 """
 
 import sys

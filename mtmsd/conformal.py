@@ -12,10 +12,27 @@ Shapes: N pixel, C class.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mtmsd.experts import pool
+
+
+class HeldOut(NamedTuple):
+    """What members' twins say of training pixels that they were not given; a pixel may stand here twice."""
+
+    logits: Tensor
+    """(N, C)."""
+    position: Tensor
+    """Classes (N)."""
+    kind: Tensor
+    """Which of ``calibration.twin_folds`` left the pixel out (N)."""
+    pixel: Tensor
+    """Which training pixel it is (N)."""
 
 
 def likelier(probability_NC: Tensor) -> Tensor:
@@ -47,6 +64,28 @@ def set_threshold(probability_NC: Tensor, position_N: Tensor, level: float) -> f
         return 1.0
     scores = likelier(probability_NC).gather(1, position_N[:, None])[:, 0]
     return float(scores.sort().values[rank - 1])
+
+
+def joint_threshold(
+    held_out: HeldOut, temperature: float, experts_SNC: Sequence[Tensor], level: float
+) -> float:
+    """``set_threshold`` of twins and experts together, on the pixels that were held out the hardest way.
+
+    Args:
+        held_out: Of the twins.
+        temperature: Of their logits.
+        experts_SNC: What experts say of all training pixels (``experts.Fitted``), NaN: not held out.
+        level: Share in (0, 1).
+    """
+    hardest = held_out.kind == held_out.kind.max() if len(held_out.kind) else held_out.kind.bool()
+    probability_NC = (held_out.logits[hardest] / temperature).softmax(dim=1)
+    position_N, at = held_out.position[hardest], (held_out.kind[hardest], held_out.pixel[hardest])
+    if experts_SNC:
+        said = [one[at] for one in experts_SNC]
+        there_N = torch.stack([one.isfinite().all(dim=1) for one in said]).all(dim=0)
+        probability_NC = pool(probability_NC[there_N], [one[there_N] for one in said])
+        position_N = position_N[there_N]
+    return set_threshold(probability_NC, position_N, level)
 
 
 def class_sets(probability_NC: Tensor, threshold: float) -> Tensor:

@@ -14,8 +14,7 @@ import zarr
 from ray.actor import ActorHandle
 
 from mtmsd.calibration import Reliability, fit_temperature
-from mtmsd.conformal import Coverage, class_sets, set_threshold
-from mtmsd.experts import pool
+from mtmsd.conformal import Coverage, HeldOut, class_sets, joint_threshold
 from mtmsd.metrics import Confusion
 from mtmsd.split import TEST, TRAIN
 from pipeline.artifacts import RunFolder, read_json, write_json
@@ -111,21 +110,12 @@ def _calibrate(config: Config, folder: RunFolder) -> None:
     """Write the temperature that fits the held-out training pixels, and the threshold of sets of classes."""
     members, level = range(config.classifier.members), config.classifier.set_level
     stored = [read_weights(folder.held_out(member))[0] for member in members]
-    logits, position, kind, pixel = (
-        torch.cat([part[name] for part in stored]) for name in ("logits", "position", "kind", "pixel")
-    )
+    held_out = HeldOut(*(torch.cat([part[name] for part in stored]) for name in HeldOut._fields))
     margins = [float(read_weights(folder.member(member))[1]["margin"]) for member in members]
-    temperature = fit_temperature(logits, position, float(np.mean(margins)))
-    hardest = kind == kind.max() if len(kind) else kind.bool()
-    probability = (logits[hardest] / temperature).softmax(dim=1)
-    said = [
-        read_weights(folder.held_out(name))[0]["logits"][kind[hardest], pixel[hardest]]
-        for name in config.experts
-    ]
-    there = torch.stack([one.isfinite().all(dim=1) for one in said]).all(dim=0) if said else slice(None)
-    probability = pool(probability[there], [one[there] for one in said]) if said else probability
-    threshold = set_threshold(probability, position[hardest][there], level)
-    about = {"temperature": temperature, "held_out_pixels": int((kind == 0).sum())}
+    temperature = fit_temperature(held_out.logits, held_out.position, float(np.mean(margins)))
+    experts = [read_weights(folder.held_out(name))[0]["logits"] for name in config.experts]
+    threshold = joint_threshold(held_out, temperature, experts, level)
+    about = {"temperature": temperature, "held_out_pixels": int((held_out.kind == 0).sum())}
     write_json(folder.calibration, about | {"sets": {"level": level, "threshold": threshold}})
 
 

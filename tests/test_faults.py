@@ -3,6 +3,7 @@
 The short choice runs with the other tests; all of them with ``make faults``.
 """
 
+import contextlib
 import random
 import shutil
 import signal
@@ -20,6 +21,14 @@ from tests.faults import Driver, assert_same, begun, finish, marked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(3600)]
 TILES = 6
+PATCH = ["classifier.patch=7", "features.spectra=[]"]
+OTHERS = {
+    "hyperfeatures": ["fusion.kind=hyperfeatures", "fusion.width=8", "fusion.keep_timesteps=1"],
+    "ssftt": ["classifier.kind=ssftt", *PATCH],
+    "diffusion_ssftt": ["classifier.kind=diffusion_ssftt", *PATCH],
+    "multistage": ["unet.kind=multistage", "unet.cuts=[300, 600]"],
+    "supertokens": ["map.regions=supertokens"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +71,25 @@ def test_killed_in_every_stage(seed: int, undisturbed: Path, tiny_scene: Path, t
     assert {unit: after[unit] for unit in before} == before, "finished units are not made again"
     assert_same(out, undisturbed)
     assert not any(driver.nothing_left(within_s=120) for driver in killed), "Ray must die by itself"
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_other_parts_are_killed(part: str, tiny_scene: Path, tmp_path: Path) -> None:
+    """In the stages that they change; undisturbed by one actor, disturbed by two."""
+    settings = [word for setting in OTHERS[part] for word in ("--set", setting)]
+    alone, out = tmp_path / "alone", tmp_path / "run"
+    finish(tiny_scene, alone, *settings, "--set", "cluster.actors=1")
+    stages = read_json(alone / "stages.json")
+    for stage in ("pretrain", "classify", "map"):
+        driver = begun(tiny_scene, out, *settings)
+        assert driver.wait_for(f"^{stage} "), driver.said
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.process.wait(stages[stage]["wall_s"] / 2)
+        driver.process.kill()
+        driver.wait()
+        assert not driver.nothing_left(within_s=120, agents=False)
+    finish(tiny_scene, out, *settings)
+    assert_same(out, alone)
 
 
 def test_work_done_twice(undisturbed: Path, until_map: Path, tiny_scene: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import peers, ssftt
-from mtmsd.split import TEST, TRAIN
+from mtmsd.split import TEST, TRAIN, SplitConfig
 from mtmsd.ssftt import SSFTT
 from tests import reference
 
@@ -132,10 +132,14 @@ def test_the_network_step_by_step(components: int, side: int, guests: int) -> No
 
 def test_stripes_are_learnt_without_a_look_at_the_test_labels() -> None:
     cube, pixels = striped()
-    found = peers.transformer(cube, pixels)
+    found = peers.transformer(cube, pixels, SplitConfig())
     assert found["oa"] > 0.9
     lied = peers.Pixels(pixels.y, pixels.x, np.where(pixels.split == TEST, 3, pixels.label), pixels.split)
-    assert peers.transformer(cube, lied)["chosen"] == found["chosen"] == {"learning_rate": 1e-3, "epochs": 6}
+    assert (
+        peers.transformer(cube, lied, SplitConfig())["chosen"]
+        == found["chosen"]
+        == {"learning_rate": 1e-3, "epochs": 6}
+    )
 
 
 def test_a_forest_is_tuned_and_repeats() -> None:
