@@ -240,6 +240,14 @@ def share_out(config: ClusterConfig) -> Shares:
             f"cluster.threads = {config.threads} need a node of {num_cpus:g} CPUs; the largest has "
             f"{max(nodes):g}"
         )
+    places = [int(found.get("CPU", 0) // num_cpus) for found in usable]
+    if use_gpu:
+        places = [min(n, int(found["GPU"])) for n, found in zip(places, usable, strict=True)]
+    if actors > sum(places):
+        raise UserError(
+            f"cluster.actors = {actors} with cluster.threads = {config.threads} take {num_cpus:g} CPUs"
+            f"{' and a GPU' if use_gpu else ''} of one node each; the nodes have room for {sum(places)}"
+        )
     worker_threads, worker_cpus = _for_training(config, cpus, gpus if use_gpu else None, nodes)
     return Shares(
         actors=actors,

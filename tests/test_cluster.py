@@ -66,6 +66,17 @@ def test_what_cannot_be_placed_is_refused(settings: dict, words: str, machine) -
         share_out(ClusterConfig(**settings))
 
 
+@pytest.mark.parametrize(("cpus", "gpus", "threads", "room"), [(3, 0, 2, 2), (5, 3, 2, 4), (5, 0, 3, 2)])
+def test_actors_that_fit_the_cluster_but_not_its_nodes_are_refused(
+    cpus: int, gpus: int, threads: int, room: int, machine
+) -> None:
+    """Two nodes; the last actor's threads, or its GPU, would lie on both."""
+    machine(2 * cpus, gpus=2 * gpus, nodes=2)
+    assert share_out(ClusterConfig(actors=room, threads=threads)).actors == room
+    with pytest.raises(UserError, match=rf"actors = {room + 1} .* room for {room}$"):
+        share_out(ClusterConfig(actors=room + 1, threads=threads))
+
+
 def test_more_training_workers_than_cpus_share_them(machine) -> None:
     machine(2)
     assert share_out(ClusterConfig(train_workers=7)).worker_cpus == 0.25
