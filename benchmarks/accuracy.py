@@ -245,11 +245,11 @@ def _methods(
         )
         return peers.feature_variants(centre, pooled, draw.features[2].numpy())
 
-    found = {OURS: lambda: score(learner, draw.features, draw)}
+    found = {OURS: lambda: score(learner, draw.features, draw, mapping=True)}
     if draw.published is not None:
         features = draw.published
         published = as_published(config, int((pixels.split == TRAIN).sum()))
-        found[PUBLISHED] = lambda: score(Learner(base.path, published), features, draw)
+        found[PUBLISHED] = lambda: score(Learner(base.path, published), features, draw, mapping=True)
     return found | {
         peers.SPECTRA: machine(lambda: [("", peers.spectra(cube_BHW, pixels))]),
         peers.PROFILES: machine(lambda: [("", profiles_DHW[:, pixels.y, pixels.x].T)], profile_s),
@@ -259,14 +259,18 @@ def _methods(
     }
 
 
-def score(learner: Learner, features: Kinds, draw: Draw) -> dict[str, Any]:
-    """How the ensemble, trained on these features of the split's pixels, does on its test pixels."""
+def score(learner: Learner, features: Kinds, draw: Draw, *, mapping: bool = False) -> dict[str, Any]:
+    """How the ensemble, trained on these features of the split's pixels, does on its test pixels.
+
+    With ``mapping`` also how long a map takes.
+    """
     begun = time.monotonic()
     learnt = learner.learn(features, draw.position, draw.pixels.split, (draw.pixels.y, draw.pixels.x))
     scores = {key: learnt.confusion.finish()[key] for key in ("oa", "aa", "kappa", "per_class")}
     said = {"ece": learnt.reliability.error(), "reliability": learnt.reliability.rows()}
     said |= {"sets": learnt.coverage.finish()} if learner.config.classifier.calibrate else {}
-    return scores | said | {"seconds": time.monotonic() - begun}
+    spent = {"seconds": time.monotonic() - begun}
+    return scores | said | spent | ({"map_s": learner.map_s(learnt)} if mapping else {})
 
 
 def score_key(config: Config, base: RunFolder, labels: str) -> str:

@@ -17,19 +17,22 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Statistics over the runs (seeds) of one protocol.
 
     Args:
-        runs: Each with ``methods``: name -> ``oa``, ``aa``, ``kappa`` and ``seconds``; the first
+        runs: Each with ``methods``: name -> ``oa``, ``aa``, ``kappa``, ``seconds`` (tuning, training and
+            scoring) and ``map_s`` (a million pixels of the map; older scores have none); the first
             method is ours.
 
     Returns:
         ``methods``: name -> mean and sample standard deviation (None for a single run) of each
-        score, and mean ``seconds``; ``ours_minus``: the same of the differences ours - peer, pair
+        score, mean ``seconds`` and ``map_s``; ``ours_minus``: the same of the differences ours - peer, pair
         by pair on the same split.
     """
     methods: dict[str, Any] = {}
     differences: dict[str, Any] = {}
     for name in runs[0]["methods"]:
         methods[name] = {key: _statistics([run["methods"][name][key] for run in runs]) for key in SCORES}
-        methods[name]["seconds"] = float(np.mean([run["methods"][name]["seconds"] for run in runs]))
+        for key in ("seconds", "map_s"):
+            times = [run["methods"][name].get(key) for run in runs]
+            methods[name][key] = None if None in times else float(np.mean(times))
         if name != OURS:
             differences[name] = {
                 key: _statistics([run["methods"][OURS][key] - run["methods"][name][key] for run in runs])
@@ -112,13 +115,14 @@ def _commits(report: dict[str, Any]) -> list[str]:
 def table(summary: dict[str, Any]) -> list[str]:
     """One row per method; scores and differences times 100, time in seconds."""
     scores = list(SCORES.values())
-    heads = ["method", *scores, *(f"ours - it, {name}" for name in scores), "time, s"]
+    heads = ["method", *scores, *(f"ours - it, {name}" for name in scores), "training, s", "map, s / Mpx"]
     rows = []
     for name, values in summary["methods"].items():
         cells = [_cell(values[key]) for key in SCORES]
         gaps = summary["ours_minus"].get(name)
         cells += [_cell(gaps[key], sign=True) if gaps else "" for key in SCORES]
-        rows.append([name, *cells, f"{values['seconds']:.1f}"])
+        map_s = values["map_s"]
+        rows.append([name, *cells, f"{values['seconds']:.1f}", "" if map_s is None else f"{map_s:.0f}"])
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
     rule = ["-" * width for width in widths]
     return [

@@ -4,6 +4,7 @@ The pipeline's own functions without its cluster, so that many splits share the 
 pixels. A test compares the result with the pipeline's.
 """
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from mtmsd.experts import Committee, fit_expert, training_input
 from mtmsd.features import Extractor, Readout, stage_widths
 from mtmsd.members import Pixels, held_out_logits, train_member, training_margin
 from mtmsd.metrics import Confusion
+from mtmsd.mosaic import Mosaic
 from mtmsd.purify import ClassMeans, Selection, select
 from mtmsd.split import TEST, TRAIN, block_of
 from mtmsd.windows import PatchConfig
@@ -28,6 +30,8 @@ from pipeline.config import Config
 from pipeline.readers import Reduced
 from pipeline.trained import load_unet
 
+AT_ONCE = 512
+"""Pixels that the ensemble classifies at once."""
 Kinds = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Centre and pooled features (N, T, K) and spectra (N, E)."""
 
@@ -121,6 +125,21 @@ class Learner:
                 sets = class_sets(ensemble.mean_probabilities(evidence), threshold)
                 found.coverage.update(sets, torch.from_numpy(truth))
         return found
+
+    def map_s(self, learnt: Learnt) -> float:
+        """Seconds that one process takes for a million pixels of the map: one pass of windows, timed."""
+        ensemble, selection, patches = learnt.ensemble, learnt.selection, self.config.patches
+        readout = Readout(selection.centre, selection.pooled, ensemble.mean_2TK[0], ensemble.scale_2TK[0])
+        extract = self.extractor(patches.wide, readout)
+        windows = torch.zeros(extract.batch, self.reduced.shape[0], patches.side, patches.side)
+        for _ in range(2):  # the first one warms up
+            begun = time.perf_counter()
+            features = extract(windows)
+            votes = ensemble.window_votes(features.pooled_NTK)
+            for window in range(len(windows)):
+                mosaic = Mosaic(patches.stride, patches.stride, ensemble.values, patches)
+                mosaic.add_window(0, 0, features, votes, window, ensemble, AT_ONCE)
+        return 1e6 * (time.perf_counter() - begun) / (len(windows) * patches.stride**2)
 
     def _ensemble(
         self, pixels: Pixels, sizes: Sizes, block: NDArray[np.int64] | None

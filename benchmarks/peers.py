@@ -74,6 +74,8 @@ class Tuned:
     c: float
     gamma_factor: float
     folds: int
+    map_s: float
+    """Seconds that predicting a million pixels takes."""
 
 
 def spectra(cube_BHW: NDArray[np.float32], pixels: Pixels) -> NDArray[np.float32]:
@@ -150,12 +152,18 @@ def tuned_svm(features_ND: FloatArray, pixels: Pixels) -> Tuned:
     else:
         c, factor, accuracy = 100.0, 1.0, None
     machine = SVC(kernel="precomputed", C=c).fit(np.exp(-factor * scale * distances), label)
-    predicted = [np.empty(0, label.dtype)]
+    predicted, begun = [np.empty(0, label.dtype)], time.monotonic()
     for rows in np.array_split(np.flatnonzero(test), -(-int(test.sum()) // _BLOCK)):
         other_ND = scaler.transform(features_ND[rows].astype(np.float64))
         apart = euclidean_distances(other_ND, fit_ND, squared=True)
         predicted.append(machine.predict(np.exp(-factor * scale * apart)))
-    return Tuned(np.concatenate(predicted), accuracy, c, factor, len(folds))
+    map_s = _a_million(time.monotonic() - begun, pixels)
+    return Tuned(np.concatenate(predicted), accuracy, c, factor, len(folds), map_s)
+
+
+def _a_million(seconds: float, pixels: Pixels) -> float:
+    """Of what the test pixels took."""
+    return 1e6 * seconds / max(1, int((pixels.split == TEST).sum()))
 
 
 def score(pixels: Pixels, predicted: IntArray) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def peer(variants: Sequence[tuple[str, FloatArray]], pixels: Pixels) -> dict[str
         pixels: The split.
 
     Returns:
-        ``oa``, ``aa``, ``kappa``, ``per_class``, and the choices.
+        ``oa``, ``aa``, ``kappa``, ``per_class``, the choices, and ``map_s``, of the chosen one's prediction.
     """
     results = [(name, tuned_svm(features, pixels)) for name, features in variants]
     name, best = max(results, key=lambda result: result[1].cv_accuracy or 0.0)
@@ -186,6 +194,7 @@ def peer(variants: Sequence[tuple[str, FloatArray]], pixels: Pixels) -> dict[str
         "c": best.c,
         "gamma_factor": best.gamma_factor,
         "folds": best.folds,
+        "map_s": best.map_s,
     }
 
 
@@ -220,7 +229,14 @@ def forest(features_ND: FloatArray, pixels: Pixels) -> dict[str, Any]:
     search = GridSearchCV(plain, FOREST_GRID, cv=folds) if folds else plain
     search.fit(features_ND[train], label)
     chosen = {"chosen": search.best_params_} if folds else {}
-    return score(pixels, search.predict(features_ND[test])) | chosen | {"seconds": time.monotonic() - begun}
+    trained = time.monotonic()
+    scores = score(pixels, search.predict(features_ND[test]))
+    return scores | chosen | _times(begun, trained, pixels)
+
+
+def _times(begun: float, trained: float, pixels: Pixels) -> dict[str, float]:
+    ended = time.monotonic()
+    return {"seconds": ended - begun, "map_s": _a_million(ended - trained, pixels)}
 
 
 def transformer(cube_BHW: NDArray[np.float32], pixels: Pixels, protocol: SplitConfig) -> dict[str, Any]:
@@ -238,5 +254,6 @@ def transformer(cube_BHW: NDArray[np.float32], pixels: Pixels, protocol: SplitCo
     position = np.searchsorted(codes, pixels.label[train])
     y, x, folds = pixels.y[train], pixels.x[train], pixels.folds()
     model, chosen = ssftt.tuned(image_CHW, y, x, position, folds)
+    trained = time.monotonic()
     predicted = codes[ssftt.predict(model, image_CHW, pixels.y[test], pixels.x[test])]
-    return score(pixels, predicted) | {"chosen": asdict(chosen), "seconds": time.monotonic() - begun}
+    return score(pixels, predicted) | {"chosen": asdict(chosen)} | _times(begun, trained, pixels)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.learn import Kinds, Learner, Learnt
+from benchmarks.learn import AT_ONCE, Kinds, Learner, Learnt
 from benchmarks.record import publish, run_folder
 from mtmsd.features import Readout
 from mtmsd.mosaic import Mosaic
@@ -29,9 +29,6 @@ from pipeline.artifacts import read_json
 from pipeline.config import Config
 from pipeline.labels import labelled_split
 from pipeline.scene import Scene, open_scene
-
-_AT_ONCE = 512
-"""Pixels that the ensemble classifies at once."""
 
 
 def main() -> None:
@@ -126,7 +123,7 @@ class Bench(Learner):
             features = extract(torch.from_numpy(np.nan_to_num(np.stack(read))))
             votes = ensemble.window_votes(features.pooled_NTK)
             for i, (row, column) in enumerate(mine):
-                mosaic.add_window(row, column, features, votes, i, ensemble, _AT_ONCE)
+                mosaic.add_window(row, column, features, votes, i, ensemble, AT_ONCE)
         answer = ensemble.decide(mosaic.values_HWV.flatten(0, 1))
         return answer.position_N.numpy().reshape(height, width)
 

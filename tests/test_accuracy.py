@@ -198,7 +198,10 @@ def run_of(seed: int, ours: float, peer: float, test: str = "") -> dict[str, Any
         "seed": seed, "n_train": 20 + seed, "n_test": 80, "overlap": 0.5,
         "test_pixels": test or str(seed),
         "split": {"protocol": "blocks", "seed": seed, "guard_px": 12, "train_per_class": 30},
-        "methods": {OURS: scores(ours) | {"ece": 0.01}, "peer": scores(peer)},
+        "methods": {
+            OURS: scores(ours) | {"ece": 0.01, "map_s": 20.0 + seed - 1},
+            "peer": scores(peer) | ({"map_s": 1.0} if seed else {}),
+        },
     }  # fmt: skip
 
 
@@ -216,8 +219,8 @@ def test_summary_by_hand() -> None:
 def test_table_rows_and_a_single_seed_without_deviation() -> None:
     rows = table(summarise([run_of(0, 0.9, 0.8), run_of(1, 0.7, 0.8), run_of(2, 0.8, 0.5)]))
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert cells[2] == [OURS, "80.00 ± 10.00", "70.00 ± 10.00", "60.00 ± 10.00", "", "", "", "8.0"]
-    assert cells[3][0] == "peer"
+    assert cells[2] == [OURS, "80.00 ± 10.00", "70.00 ± 10.00", "60.00 ± 10.00", "", "", "", "8.0", "20"]
+    assert (cells[3][0], cells[3][-1]) == ("peer", ""), "not known of all its scores"
     assert cells[3][4] == "+10.00 ± 20.00"
     assert "±" not in "".join(table(summarise([run_of(0, 0.9, 0.8)])))
 

@@ -141,6 +141,7 @@ def test_the_benchmarks_learner_is_the_pipeline(finished: Path) -> None:
     }
     assert learnt.confusion.finish()["confusion"] == metrics["confusion"]
     assert learnt.reliability.error() == pytest.approx(metrics["ece"], abs=1e-4)
+    assert learner.map_s(learnt) > 0
     assert learnt.coverage.finish() == {
         key: metrics["sets"][key] for key in ("coverage", "mean_size", "single")
     }
