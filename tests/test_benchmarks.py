@@ -15,10 +15,12 @@ from benchmarks.processes import anonymous, cpu_below, holdings, kind, resident
 from benchmarks.reference import plain_features
 from benchmarks.scale import Case, missed_floors
 from benchmarks.soak import COLUMNS, compared, grown_most
+from benchmarks.windows import Bench, Pixels, splitting
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor, FeatureConfig
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
+from pipeline.config import load_config
 
 
 def test_plain_way_agrees_with_exact_mode() -> None:
@@ -32,6 +34,20 @@ def test_plain_way_agrees_with_exact_mode() -> None:
     fast = Extractor(unet, schedule, features, PatchConfig(size=16, stride=1))(patches)
     for plain, quick in ((centre, fast.centre_NPTK[:, 0]), (pooled, fast.pooled_NTK)):
         assert torch.linalg.norm(plain - quick) / torch.linalg.norm(plain) < 1e-4
+
+
+def test_splits_by_blocks_tell_where_pixels_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whole blocks are held out for their calibration, as in the pipeline."""
+    split = splitting(load_config(None), "blocks", seed=3, block=16).split
+    assert (split.protocol, split.seed, split.block, split.train_per_class) == ("blocks", 3, 16, 30)
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(Bench, "learn", lambda _, *given: asked.append(given))
+    pixels, features = Pixels(*np.arange(8).reshape(4, 2)), (torch.zeros(2, 1, 1),) * 3
+    bench = object.__new__(Bench)
+    bench.learn_at(features, pixels)
+    bench.learn_at(features, pixels, np.array([9, 9]))
+    for (_, position, use, place), used in zip(asked, ([6, 7], [9, 9]), strict=True):
+        assert [part.tolist() for part in (position, use, *place)] == [[4, 5], used, [0, 1], [2, 3]]
 
 
 def test_floors_of_scale() -> None:
