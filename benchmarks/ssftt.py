@@ -1,4 +1,4 @@
-"""The network of mtmsd/ssftt.py as a peer: as published, on patches of whitened principal components.
+"""The network of mtmsd/ssftt.py as a peer, on patches of whitened principal components.
 
 Shapes: N patch, C component, P side of a patch.
 """

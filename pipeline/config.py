@@ -41,7 +41,8 @@ class MapConfig(_Section):
 
     tile: int | None = Field(default=None, ge=1)
     """Side of a tile, pixels: one row of the dataset, one chunk of the map; a multiple of
-    ``patches.stride``. Absent: the multiple nearest to 144, or, where blocks blend, to six strides."""
+    ``patches.stride``. Absent: the multiple nearest to 144 or, where blocks blend and that is more, six
+    strides."""
     pixels: int | None = Field(default=None, ge=1)
     """Pixels that the ensemble classifies at once; absent: as many as keep their features in the cache."""
     regions: Literal["supertokens"] | None = None
