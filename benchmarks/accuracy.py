@@ -101,6 +101,7 @@ def methods_of(text: str | None) -> list[str]:
     return [OURS, *(METHODS[part] for part in METHODS if part in parts)]
 
 
+Variants = Callable[[], list[tuple[str, peers.FloatArray]]]
 Images = tuple[NDArray[np.float32], NDArray[np.float32], float]
 
 
@@ -229,20 +230,19 @@ def _methods(
     learner, pixels = Learner(base.path, config), draw.pixels
     cube_BHW, profiles_DHW, profile_s = images
 
-    def machine(variants: Callable[[], list[tuple[str, peers.FloatArray]]], seconds: float = 0) -> Any:
+    def machine(variants: Variants, seconds: float = 0, *, derived: bool = True) -> Any:
         def score() -> dict[str, Any]:
             begun = time.monotonic()
             result = peers.peer(variants(), pixels)
+            result |= {"map_s": None} if derived else {}  # prediction alone says little of a map
             return result | {"seconds": time.monotonic() - begun + seconds}
 
         return score
 
     def ours() -> list[tuple[str, peers.FloatArray]]:
-        selection = learner.purify(draw.features, draw.position, pixels.split == TRAIN)
-        centre, pooled = (
-            kind[..., list(kept)].numpy()
-            for kind, kept in zip(draw.features[:2], (selection.centre, selection.pooled), strict=True)
-        )
+        chosen = learner.purify(draw.features, draw.position, pixels.split == TRAIN)
+        kept = (chosen.centre, chosen.pooled)
+        centre, pooled = (draw.features[i][..., list(kept[i])].numpy() for i in range(2))
         return peers.feature_variants(centre, pooled, draw.features[2].numpy())
 
     found = {OURS: lambda: score(learner, draw.features, draw, mapping=True)}
@@ -251,7 +251,7 @@ def _methods(
         published = as_published(config, int((pixels.split == TRAIN).sum()))
         found[PUBLISHED] = lambda: score(Learner(base.path, published), features, draw, mapping=True)
     return found | {
-        peers.SPECTRA: machine(lambda: [("", peers.spectra(cube_BHW, pixels))]),
+        peers.SPECTRA: machine(lambda: [("", peers.spectra(cube_BHW, pixels))], derived=False),
         peers.PROFILES: machine(lambda: [("", profiles_DHW[:, pixels.y, pixels.x].T)], profile_s),
         peers.FEATURES: machine(ours),
         peers.FOREST: lambda: peers.forest(peers.spectra(cube_BHW, pixels), pixels),

@@ -27,6 +27,7 @@ from mtmsd.split import TEST, TRAIN, block_of
 from mtmsd.windows import PatchConfig
 from pipeline.artifacts import RunFolder
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.readers import Reduced
 from pipeline.trained import load_unet
 
@@ -53,6 +54,11 @@ class Learner:
     def __init__(self, run: Path, config: Config | None = None) -> None:
         self.folder = RunFolder(run)
         self.config = config or self.folder.config()
+        if not self.config.reads_features or self.config.fusion.keep_timesteps is not None:
+            raise UserError(
+                "this comparison reads the features of all timesteps: expected a classifier that reads them, "
+                "and neither features.timesteps=auto nor fusion.keep_timesteps (benchmarks.parts takes any)"
+            )
         self.reduced = Reduced(str(self.folder.reduced))
 
     def extractor(self, patches: PatchConfig, readout: Readout | None = None) -> Extractor:
@@ -127,19 +133,28 @@ class Learner:
         return found
 
     def map_s(self, learnt: Learnt) -> float:
-        """Seconds that one process takes for a million pixels of the map: one pass of windows, timed."""
+        """Seconds that one process takes for a million pixels of the map, from one pass of windows.
+
+        A tile's outer blocks are computed for the neighbouring tile too; those of ``patches.blend`` overlap.
+        """
         ensemble, selection, patches = learnt.ensemble, learnt.selection, self.config.patches
         readout = Readout(selection.centre, selection.pooled, ensemble.mean_2TK[0], ensemble.scale_2TK[0])
-        extract = self.extractor(patches.wide, readout)
+        extract, tile = self.extractor(patches.wide, readout), self.config.tile
         windows = torch.zeros(extract.batch, self.reduced.shape[0], patches.side, patches.side)
+        mosaic, whole = Mosaic(tile, tile, ensemble.values, patches), patches.wide.stride
+        blocks = patches.blocks(tile)
+        middle = blocks // 2
         for _ in range(2):  # the first one warms up
             begun = time.perf_counter()
             features = extract(windows)
             votes = ensemble.window_votes(features.pooled_NTK)
+            read = time.perf_counter()
             for window in range(len(windows)):
-                mosaic = Mosaic(patches.stride, patches.stride, ensemble.values, patches)
-                mosaic.add_window(0, 0, features, votes, window, ensemble, AT_ONCE)
-        return 1e6 * (time.perf_counter() - begun) / (len(windows) * patches.stride**2)
+                mosaic.add_window(middle, middle, features, votes, window, ensemble, AT_ONCE)
+            ended = time.perf_counter()
+        along = sum(part.stop - part.start for part in (mosaic.inside(block, 0) for block in range(blocks)))
+        per_window, per_pixel = (read - begun) / len(windows), (ended - read) / len(windows) / whole**2
+        return float(1e6 * (per_window * blocks**2 + per_pixel * along**2) / tile**2)
 
     def _ensemble(
         self, pixels: Pixels, sizes: Sizes, block: NDArray[np.int64] | None

@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=run_folder)
     parser.add_argument("--geometry", default="48:24")
-    parser.add_argument("--protocol", default="random")
+    parser.add_argument("--protocol", default="random", choices=["random", "blocks"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--block", type=int, default=32)
     options = parser.parse_args()

@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("run", type=run_folder)
     parser.add_argument("--geometries", default="48:1,48:4,48:24,96:72,96:72:8")
-    parser.add_argument("--protocols", default="random,blocks")
+    parser.add_argument("--protocols", default=["random", "blocks"], nargs="+", choices=["random", "blocks"])
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--block", type=int, default=32, help="side of the blocks of the block split")
     parser.add_argument("--test", type=int, default=1500, help="test pixels that are scored, at most")
@@ -49,7 +49,7 @@ def main() -> None:
     for text in options.geometries.split(","):
         window, stride, blend = map(int, [*text.split(":"), 0][:3])
         patches = replace(given.patches, window=window, stride=stride, blend=blend)
-        for protocol in options.protocols.split(","):
+        for protocol in options.protocols:
             for seed in map(int, options.seeds.split(",")):
                 base = Bench(options.run, splitting(given, protocol, seed, options.block))
                 pixels = base.pixels(scene, options.test)
@@ -76,7 +76,7 @@ def main() -> None:
 
 def splitting(config: Config, protocol: str, seed: int, block: int) -> Config:
     """The configuration with a split of this protocol; by blocks with 30 training pixels a class."""
-    split = replace(config.split, protocol=protocol, seed=seed)  # type: ignore[arg-type]
+    split = replace(config.split, protocol=protocol, seed=seed, inductive=False)  # type: ignore[arg-type]
     if protocol == "blocks":
         split = replace(split, train_per_class=30, block=block)
     return config.model_copy(update={"split": split})
@@ -98,7 +98,7 @@ class Bench(Learner):
 
     def pixels(self, scene: Scene, test: int) -> Pixels:
         """All training pixels, and at most so many test pixels."""
-        y, x, label, use = labelled_split(self.config, scene)
+        y, x, label, use = labelled_split(self.config, scene, self.reduced)
         tested = np.flatnonzero(use == TEST)
         drop = np.random.default_rng(self.config.split.seed).permutation(tested)[test:]
         keep = np.setdiff1d(np.arange(len(y)), drop)

@@ -64,7 +64,7 @@ class FeatureConfig:
                 raise ValueError(
                     f"features.{name} must be ascending integers from {least}, found {list(radii)}"
                 )
-        check_ranges("features", self, batch="[1, inf)", noise_seed="[0, inf)")
+        check_ranges("features", self, batch="[1, inf)", noise_seed="[0, 4294967296)")
         if self.arithmetic == "reference" and self.precision != "float32":
             raise ValueError(
                 f"features.arithmetic: reference needs precision float32, found {self.precision}"

@@ -31,8 +31,9 @@ from pipeline.units import TileGrid
 _PROCESS = 600 << 20
 """Resident memory of a process that has imported torch and Ray (measured: 560 to 590 MiB)."""
 _FLOAT = 4
-_MATRICES = 8
-"""Of anchors by anchors, in double precision, that the training of an expert holds (measured)."""
+_MATRICES, _COPIES = 8, 6
+"""Of anchors by anchors, in double precision, and of the anchors' features (float32), that the training of an
+expert holds (measured)."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,16 @@ def _classify(config: Config, scene: Scene) -> dict[str, Any]:
     return {
         "unit": "members", "units": members.members,
         "bytes_read": len(split) * features,
-        # A worker holds the training pixels' features and copies of them, an expert matrices of its anchors.
-        "actor_bytes": _PROCESS + 3 * train * features
-        + (_MATRICES * min(train, MAX_ANCHORS) ** 2 * 8 if config.experts else 0),
+        "actor_bytes": _PROCESS + 3 * train * features + _expert_bytes(config, train, features),
         "member_steps": epochs * max(1, train // members.batch),
     }  # fmt: skip
+
+
+def _expert_bytes(config: Config, train: int, features: int) -> int:
+    """Matrices of an expert's anchors, or copies of their features in double precision."""
+    anchors = min(train, MAX_ANCHORS)
+    matrices = _MATRICES * anchors**2 * 8 if config.experts else 0
+    return max(matrices, _COPIES * anchors * features if "features" in config.experts else 0)
 
 
 def _map(config: Config, scene: Scene) -> dict[str, Any]:
@@ -264,8 +270,13 @@ def processes(config: Config, cost: Cost, machine: Machine) -> int:
     if cost.stage == "pretrain":
         wanted = config.cluster.train_workers
     if cost.stage == "classify":
-        return min(machine.cpus, cost.units + len(config.experts))
+        return min(training_places(config, machine), cost.units + len(config.experts))
     return max(1, min(wanted, cost.units))
+
+
+def training_places(config: Config, machine: Machine) -> int:
+    """Members that ``classify`` trains side by side, if there are so many."""
+    return config.cluster.actors or (machine.gpus if machine.uses_gpu(config) else machine.cpus)
 
 
 def table(planned: list[Cost], times: Mapping[str, str]) -> str:

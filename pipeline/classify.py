@@ -86,8 +86,9 @@ def _train(
     members: Sequence[int | str],
     meter: ActorHandle[Any],
 ) -> None:
-    """Train members and experts with Ray Train, as many at a time as there are CPUs (or GPUs)."""
-    places = shares.actors if shares.num_gpus else int(ray.cluster_resources().get("CPU", 1))
+    """Train members and experts with Ray Train, as many at a time as there are CPUs, GPUs or, where their
+    number is set, actors."""
+    places = shares.actors if shares.num_gpus or shares.fixed else int(ray.cluster_resources().get("CPU", 1))
     fit(
         loop,
         {

@@ -47,7 +47,7 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
     _check_parts(model, (*_PARTS, "run.json"))
     folder = RunFolder(model)
     own = folder.config()
-    needed = [folder.member(own.classifier.members - 1)]
+    needed = [folder.member(index) for index in range(own.classifier.members)]
     needed += [folder.expert(name) for name in own.experts]
     needed += [folder.calibration] if own.classifier.calibrate else []
     needed += [folder.mixing] if own.fusion.keep_timesteps is not None else []

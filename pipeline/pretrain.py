@@ -159,7 +159,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
         last = done == config.pretrain.steps
         saved = done % config.pretrain.checkpoint_every == 0 or last
         if done % _REPORT_EVERY == 0 or saved:
-            history.append((done, float(np.mean(losses))))
+            history.append((done, _checked(float(np.mean(losses)), done, config)))
             if meter is not None:
                 _count(meter, config, reduced.shape[0], len(losses), history[-1][1])
             losses = []
@@ -204,6 +204,20 @@ def _patches(
             pending += [ahead.submit(read, more) for more in intervals[following : following + 1]]
             for row in rows:
                 yield int(row["unit"]), torch.tensor(row["patches"], device=device)
+
+
+def _checked(loss: float, step: int, config: Config) -> float:
+    """The loss, which must be a number.
+
+    Raises:
+        UserError: It is none any more, and never will be again.
+    """
+    if not np.isfinite(loss):
+        raise UserError(
+            f"pretrain: expected a loss, found {loss} at step {step}: the training has diverged; lower "
+            f"pretrain.learning_rate (it is {config.pretrain.learning_rate:g}), with --from pretrain"
+        )
+    return loss
 
 
 def _count(meter: ActorHandle[Any], config: Config, components: int, steps: int, loss: float) -> None:

@@ -28,7 +28,7 @@ from mtmsd.spectral import Moments
 from mtmsd.training import make_optimizer, pretrain_step
 from mtmsd.unet import UNet
 from mtmsd.unets import make_unet
-from pipeline.budget import Cost, placed_unet, processes
+from pipeline.budget import Cost, placed_unet, processes, training_places
 from pipeline.cluster import joins_cluster, ray_session
 from pipeline.config import Config
 from pipeline.machine import Machine
@@ -85,7 +85,8 @@ def _pieces_left(cost: Cost) -> int:
 def _side_by_side(config: Config, cost: Cost, machine: Machine) -> int:
     """Processes that share a stage's pieces; a training step is one piece for all workers together."""
     if cost.stage in ("reduce", "classify"):  # members' steps are the pieces, experts have none
-        return min(machine.cpus, cost.units)
+        places = machine.cpus if cost.stage == "reduce" else training_places(config, machine)
+        return min(places, cost.units)
     return 1 if cost.stage == "pretrain" else processes(config, cost, machine)
 
 
@@ -124,7 +125,7 @@ def piece_seconds(
         "reduce": lambda: _tile(scene),
         "pretrain": lambda: _training(config, device),
         "extract": lambda: _windows(config, device, None),
-        "classify": lambda: _member(config, scene),
+        "classify": lambda: _member(config, scene, device),
         "map": lambda: _windows(config, device, _classes(scene)),
     }
     threads, before = {"pretrain": train_threads, "classify": 1}, torch.get_num_threads()
@@ -230,12 +231,13 @@ def _answer(config: Config, ensemble: Ensemble, features: Features) -> None:
         mosaic.add_window(1, 1, features, votes, window, ensemble, at_once)
 
 
-def _member(config: Config, scene: Scene) -> Work:
+def _member(config: Config, scene: Scene, device: torch.device) -> Work:
     few, classes = config.classifier.batch * _MEMBER_STEPS, max(2, _classes(scene))
     sizes = _sizes(config, len(config.features.timesteps), classes)
     shape = few, sizes.timesteps, config.kept_channels(classes)
     spectra = torch.randn(few, sizes.spectra)
-    pixels = Pixels(torch.randn(shape), torch.randn(shape), spectra, torch.arange(few) % classes)
+    drawn = torch.randn(shape), torch.randn(shape), spectra, torch.arange(few) % classes
+    pixels = Pixels(*(kind.to(device) for kind in drawn))
     settings = replace(config.classifier, epochs=1)
 
     def work() -> None:

@@ -140,6 +140,18 @@ def test_the_published_rate_is_the_authors_for_so_many_pixels(pixels: int, rate:
     assert as_published(load_config(None), pixels).classifier.learning_rate == rate
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["classifier.kind=ssftt", "features.spectra=[]"],
+        ["fusion.kind=hyperfeatures", "features.timesteps=auto"],
+    ],
+)
+def test_what_the_comparison_does_not_follow_is_refused(settings: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"benchmarks\.parts"):
+        accuracy.Learner(tmp_path, load_config(None, settings))
+
+
 def test_a_protocol_that_the_labels_cannot_serve_is_refused() -> None:
     config = load_config(None, ["split.protocol=blocks", "split.guard_px=24"])
     with pytest.raises(UserError, match=r"split\.seed=7: "):

@@ -40,6 +40,8 @@ def test_splits_by_blocks_tell_where_pixels_lie(monkeypatch: pytest.MonkeyPatch)
     """So that whole blocks are held out for their calibration, as in the pipeline."""
     split = splitting(load_config(None), "blocks", seed=3, block=16).split
     assert (split.protocol, split.seed, split.block, split.train_per_class) == ("blocks", 3, 16, 30)
+    hidden = load_config(None, ["split.protocol=blocks", "split.inductive=true"])
+    assert not splitting(hidden, "random", seed=0, block=16).split.inductive
     asked: list[tuple[object, ...]] = []
     monkeypatch.setattr(Bench, "learn", lambda _, *given: asked.append(given))
     pixels, features = Pixels(*np.arange(8).reshape(4, 2)), (torch.zeros(2, 1, 1),) * 3

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mtmsd.split import TRAIN
+from pipeline import budget, timing
 from pipeline import machine as machine_module
-from pipeline import timing
 from pipeline.artifacts import RunFolder
 from pipeline.budget import Cost, check_fits, costs, processes, table, unet_bytes
-from pipeline.config import Config, load_config
+from pipeline.config import ClusterConfig, Config, load_config
 from pipeline.errors import UserError
 from pipeline.labels import labelled_split
 from pipeline.machine import Machine, shown
@@ -167,7 +167,9 @@ def test_dry_run_says_it_and_refuses(
     assert not folder.path.exists()
 
 
-def test_experts_need_processes_and_memory(small: tuple[Config, RunFolder, str]) -> None:
+def test_experts_need_processes_and_memory(
+    small: tuple[Config, RunFolder, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, folder, url = small
     with_experts = config.model_copy(
         update={"classifier": replace(config.classifier, experts=("features", "spectra"))}
@@ -175,9 +177,18 @@ def test_experts_need_processes_and_memory(small: tuple[Config, RunFolder, str])
     without = config.model_copy(update={"classifier": replace(config.classifier, experts=())})
     many, few = (_planned((c, folder, url))["classify"] for c in (with_experts, without))
     train = int((labelled_split(config, open_scene(url))[3] == TRAIN).sum())
-    assert many.actor_bytes - few.actor_bytes == 8 * train**2 * 8  # eight matrices in double precision
+    features = 2 * 2 * config.kept_channels(2) * 4 + (4 * 4 + 2 * 3 * 4) * 4
+    assert 6 * features > 8 * train * 8
+    assert many.actor_bytes - few.actor_bytes == 6 * train * features, "copies in double precision"
+    monkeypatch.setattr(budget, "_COPIES", 0)
+    fewer = _planned((with_experts, folder, url))["classify"]
+    assert fewer.actor_bytes - few.actor_bytes == 8 * train**2 * 8, "eight matrices in double precision"
     machine = Machine(cpus=16, node_bytes=8 * GIB, nodes=1, free_bytes=None)
     assert [processes(c, cost, machine) for c, cost in ((with_experts, many), (without, few))] == [4, 2]
+    one = with_experts.model_copy(update={"cluster": ClusterConfig(actors=1, gpu=None)})
+    assert processes(one, many, machine) == 1, "as many members at a time as actors, where that is set"
+    free = with_experts.model_copy(update={"cluster": ClusterConfig(gpu=None)})
+    assert processes(free, many, replace(machine, gpus=3)) == 3
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_what_lies_inside_is_taken(value: object, interval: str) -> None:
         "unet.heads=0", "unet.groups=0", "unet.channels=0", "unet.dropout=2", "unet.multipliers=[0]",
         "classifier.label_smoothing=2", "classifier.hidden=[0]", "classifier.weight_decay=-1",
         "classifier.learning_rate=-1", "classifier.dropout=.nan", "classifier.steps=0",
+        "features.noise_seed=4294967296",
         "pretrain.learning_rate=-1", "pretrain.clip_norm=-1", "pretrain.weight_decay=-1",
         "pretrain.warmup=-1", "patches.window=0", "split.seed=-1", "features.noise_seed=-1",
         "purify.timestep_weight=-3", "supertokens.temperature=.nan",

@@ -142,3 +142,17 @@ def test_a_lost_expert_is_fitted_again_to_the_same_bits(
     member_training.train_members({"meter": meter})
     assert folder.expert("features").read_bytes() == content
     assert [counts[:4] for counts in added] == [(1, 0, 0, len(content))]
+
+
+@pytest.mark.parametrize(("fixed", "workers"), [(False, 16), (True, 1)])
+def test_as_many_train_at_a_time_as_there_are_cpus_or_as_actors_are_set(
+    fixed: bool, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer hold the training pixels in memory at once."""
+    asked: list[int] = []
+    monkeypatch.setattr(classify, "fit", lambda *_, workers, **__: asked.append(workers))
+    monkeypatch.setattr(classify.ray, "cluster_resources", lambda: {"CPU": 16.0})
+    shares = SimpleNamespace(num_gpus=0, fixed=fixed, actors=1)
+    parts = list(range(20))
+    classify._train(lambda _: None, load_config(None), RunFolder(tmp_path), shares, parts, None)
+    assert asked == [workers]

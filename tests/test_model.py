@@ -281,7 +281,8 @@ def test_every_stage_finds_the_models_parts(
 @pytest.mark.parametrize(
     "part",
     [
-        "spectral.json", "run.json", "pretrain/unet.safetensors", "classifier/member_1.safetensors",
+        "spectral.json", "run.json", "pretrain/unet.safetensors", "classifier/member_0.safetensors",
+        "classifier/member_1.safetensors",
         "classifier/calibration.json", "classifier/expert_spectra.safetensors",
     ],
 )  # fmt: skip
