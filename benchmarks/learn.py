@@ -37,6 +37,16 @@ Kinds = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Centre and pooled features (N, T, K) and spectra (N, E)."""
 
 
+def of_a_pixel(patches: PatchConfig, tile: int) -> tuple[float, float]:
+    """Windows, and answers of the ensemble, that a pixel of the map costs.
+
+    A tile's outer blocks are computed for the neighbouring tile too, and blocks that blend overlap.
+    """
+    mosaic, blocks = Mosaic(tile, tile, 1, patches), patches.blocks(tile)
+    along = sum(part.stop - part.start for part in (mosaic.inside(block, 0) for block in range(blocks)))
+    return (blocks / tile) ** 2, (along / tile) ** 2
+
+
 class Learnt(NamedTuple):
     """What training on one split gave, and how it did on the test pixels."""
 
@@ -133,17 +143,13 @@ class Learner:
         return found
 
     def map_s(self, learnt: Learnt) -> float:
-        """Seconds that one process takes for a million pixels of the map, from one pass of windows.
-
-        A tile's outer blocks are computed for the neighbouring tile too; those of ``patches.blend`` overlap.
-        """
+        """Seconds that one process takes for a million pixels of the map, from one pass of windows."""
         ensemble, selection, patches = learnt.ensemble, learnt.selection, self.config.patches
         readout = Readout(selection.centre, selection.pooled, ensemble.mean_2TK[0], ensemble.scale_2TK[0])
         extract, tile = self.extractor(patches.wide, readout), self.config.tile
         windows = torch.zeros(extract.batch, self.reduced.shape[0], patches.side, patches.side)
         mosaic, whole = Mosaic(tile, tile, ensemble.values, patches), patches.wide.stride
-        blocks = patches.blocks(tile)
-        middle = blocks // 2
+        middle = patches.blocks(tile) // 2
         for _ in range(2):  # the first one warms up
             begun = time.perf_counter()
             features = extract(windows)
@@ -152,9 +158,9 @@ class Learner:
             for window in range(len(windows)):
                 mosaic.add_window(middle, middle, features, votes, window, ensemble, AT_ONCE)
             ended = time.perf_counter()
-        along = sum(part.stop - part.start for part in (mosaic.inside(block, 0) for block in range(blocks)))
         per_window, per_pixel = (read - begun) / len(windows), (ended - read) / len(windows) / whole**2
-        return float(1e6 * (per_window * blocks**2 + per_pixel * along**2) / tile**2)
+        windows_each, answers_each = of_a_pixel(patches, tile)
+        return 1e6 * (per_window * windows_each + per_pixel * answers_each)
 
     def _ensemble(
         self, pixels: Pixels, sizes: Sizes, block: NDArray[np.int64] | None

@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.learn import Kinds, Learner
+from benchmarks.learn import Kinds
 from benchmarks.record import publish, run_folder
 from benchmarks.windows import Bench, Pixels, splitting
 from mtmsd.features import FeatureConfig, stage_widths
-from pipeline.artifacts import read_json
+from pipeline.artifacts import RunFolder, read_json
 from pipeline.scene import open_scene
 
 _ALL = "all"
@@ -36,10 +36,8 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=1)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    scene, given = (
-        open_scene(read_json(options.run / "run.json")["scene"]["url"]),
-        Learner(options.run).config,
-    )
+    scene = open_scene(read_json(options.run / "run.json")["scene"]["url"])
+    given = RunFolder(options.run).config()
     timesteps = tuple(int(t) for t in options.timesteps.split(","))
     features = replace(
         given.features, timesteps=timesteps, stages=tuple(range(given.unet.stages)), spectra=()

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.learn import Kinds, Learner
+from benchmarks.learn import Kinds
 from benchmarks.record import publish, run_folder
 from benchmarks.windows import Bench, Pixels, splitting
 from mtmsd.split import TEST, TRAIN, UNUSED
-from pipeline.artifacts import read_json
+from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
 from pipeline.scene import open_scene
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=32)
     options = parser.parse_args()
     scene = open_scene(read_json(options.run / "run.json")["scene"]["url"])
-    given = Learner(options.run).config
+    given = RunFolder(options.run).config()
     bench = Bench(options.run, splitting(given, options.protocol, options.seed, options.block))
     window, stride = map(int, options.geometry.split(":"))
     pixels = bench.pixels(scene, 3000)

@@ -25,7 +25,7 @@ from mtmsd.features import Readout
 from mtmsd.mosaic import Mosaic
 from mtmsd.split import TEST
 from mtmsd.windows import PatchConfig
-from pipeline.artifacts import read_json
+from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config
 from pipeline.labels import labelled_split
 from pipeline.scene import Scene, open_scene
@@ -38,14 +38,14 @@ def main() -> None:
     )
     parser.add_argument("run", type=run_folder)
     parser.add_argument("--geometries", default="48:1,48:4,48:24,96:72,96:72:8")
-    parser.add_argument("--protocols", default=["random", "blocks"], nargs="+", choices=["random", "blocks"])
+    parser.add_argument("--protocols", type=_protocols, default="random,blocks")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--block", type=int, default=32, help="side of the blocks of the block split")
     parser.add_argument("--test", type=int, default=1500, help="test pixels that are scored, at most")
     parser.add_argument("--shifts", type=int, default=4, help="maps with shifted grids, for the borders")
     options = parser.parse_args()
     scene, rows = open_scene(read_json(options.run / "run.json")["scene"]["url"]), []
-    given = Learner(options.run).config
+    given = RunFolder(options.run).config()
     for text in options.geometries.split(","):
         window, stride, blend = map(int, [*text.split(":"), 0][:3])
         patches = replace(given.patches, window=window, stride=stride, blend=blend)
@@ -72,6 +72,12 @@ def main() -> None:
         ["window:stride:blend", "split", "seed", "OA", "OA of the map", "border changes / inner",
          "ms / labelled pixel"], rows,
     )  # fmt: skip
+
+
+def _protocols(text: str) -> list[str]:
+    if not set(found := text.split(",")) <= {"random", "blocks"}:
+        raise argparse.ArgumentTypeError(f"expected random, blocks, or both with a comma, found {text}")
+    return found
 
 
 def splitting(config: Config, protocol: str, seed: int, block: int) -> Config:

@@ -239,7 +239,7 @@ class Committee(Ensemble):
             if name == "spectra":
                 said.append(expert(spectra_PE))
                 continue
-            shape = 2, *centre_TPK.shape[::2], expert.map_DR.shape[1]
+            shape = 2, *centre_TPK.shape[::2], -1
             of_centre_TKR, of_pooled_TKR = expert.map_DR.reshape(shape)
             mapped_PR = (votes_MTPK[-1] @ of_pooled_TKR).sum(dim=0)
             for centre_PK, part_KR in zip(centre_TPK, of_centre_TKR, strict=True):

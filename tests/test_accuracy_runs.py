@@ -78,11 +78,12 @@ def test_measure_scores_all_on_the_same_pixels_and_keeps_them(
     stored["methods"][peers.SPECTRA]["oa"] = 0.123
     del stored["methods"][peers.FEATURES]
     write_json(cache, stored)
-    monkeypatch.setattr(accuracy, "as_published", lambda config, *_: config)  # whose head takes long
+    asked: list[int] = []
+    monkeypatch.setattr(accuracy, "as_published", lambda config, pixels: asked.append(pixels) or config)
     others = replace(labelled(), features=(*labelled().features[:2], torch.zeros(36, 0)))
     again = accuracy.measure(config, base, labelled(), images, cache, others)["methods"]
     assert set(again) == {*METHODS, PUBLISHED}, "what is missing is scored, the rest kept"
-    assert again[PUBLISHED]["oa"] > 0.5
+    assert (again[PUBLISHED]["oa"] > 0.5, asked) == (True, [18]), "training pixels decide its learning rate"
     assert again[peers.FEATURES]["oa"] == found["methods"][peers.FEATURES]["oa"]
     assert accuracy.measure(config, base, labelled(), images, cache)["methods"][peers.SPECTRA]["oa"] == 0.123
     relabelled = replace(labelled(), labels="others")

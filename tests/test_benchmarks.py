@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.learn import of_a_pixel
 from benchmarks.processes import anonymous, cpu_below, holdings, kind, resident
 from benchmarks.reference import plain_features
 from benchmarks.scale import Case, missed_floors
@@ -50,6 +51,15 @@ def test_splits_by_blocks_tell_where_pixels_lie(monkeypatch: pytest.MonkeyPatch)
     bench.learn_at(features, pixels, np.array([9, 9]))
     for (_, position, use, place), used in zip(asked, ([6, 7], [9, 9]), strict=True):
         assert [part.tolist() for part in (position, use, *place)] == [[4, 5], used, [0, 1], [2, 3]]
+
+
+def test_what_a_pixel_of_the_map_costs() -> None:
+    """Blocks of 24 that reach 4 further, on a tile of 144: seven along a side, the outer two half outside."""
+    windows, answers = of_a_pixel(PatchConfig(size=48, stride=24, blend=4), tile=144)
+    assert (windows, answers) == pytest.approx(((7 / 144) ** 2, ((5 * 32 + 2 * 16) / 144) ** 2))
+    assert of_a_pixel(PatchConfig(size=48, stride=24, blend=0), tile=144) == pytest.approx(
+        ((6 / 144) ** 2, 1)
+    )
 
 
 def test_floors_of_scale() -> None:

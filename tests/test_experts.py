@@ -205,20 +205,6 @@ def test_a_window_says_the_same_as_its_pixels(
     assert torch.allclose(found, both.pixel_evidence(centre, of_window, spectra), atol=1e-5)
 
 
-def test_an_expert_of_features_that_say_nothing_leaves_the_others_as_they_are(
-    committee: tuple[Committee, Ensemble, dict[str, Expert], Pixels], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(experts, "MAX_RANK", 4)
-    _, ensemble, found, pixels = committee
-    constant = torch.ones_like(training_input("features", pixels, True))
-    empty = fit_expert(constant, pixels.position_N, CLASSES, folds_of(pixels.position_N)).expert
-    assert empty.map_DR.shape[1] == 0
-    alone = Committee(ensemble, {"spectra": found["spectra"]})
-    both = Committee(ensemble, {"features": empty, "spectra": found["spectra"]})
-    first, second = (one(*pixels[:3]).position_N for one in (alone, both))
-    assert (first == second).float().mean() > 0.9
-
-
 def test_raw_features_reach_the_expert_as_they_reach_members() -> None:
     x, position = drawn(12, 3)
     pixels = Pixels(x[:, None], 5 * x[:, None] + 2, x, position)

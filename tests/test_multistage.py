@@ -152,13 +152,13 @@ def test_clustering_against_the_naive_one() -> None:
     assert wider != cuts
 
 
-# The network
-
-
 def test_patches_without_data_have_no_cuts() -> None:
     config = UNetConfig(kind="multistage")
     with pytest.raises(ValueError, match="expected patches with data"):
         find_cuts(torch.full((3, 2, 12, 12), torch.nan), Schedule(DiffusionConfig()), config, seed=0)
+
+
+# The network
 
 
 def test_kinds_are_those_of_the_configuration() -> None:

@@ -142,6 +142,21 @@ def test_stripes_are_learnt_without_a_look_at_the_test_labels() -> None:
     )
 
 
+@pytest.mark.parametrize("inductive", [False, True])
+def test_blocks_that_test_are_hidden_where_the_split_is_inductive(
+    inductive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cube, pixels = striped()
+    blocks = peers.Pixels(pixels.y, pixels.x, pixels.label, np.where(pixels.y < 8, TEST, TRAIN))
+    plain, seen = ssftt.whitened, []
+    monkeypatch.setattr(ssftt, "whitened", lambda cube, hidden: seen.append(hidden) or plain(cube, hidden))
+    peers.transformer(cube, blocks, SplitConfig(protocol="blocks", block=8, inductive=inductive))
+    assert (seen[0] is not None) == inductive
+    if inductive:
+        assert seen[0][:8].all()
+        assert not seen[0][8:].any()
+
+
 def test_a_forest_is_tuned_and_repeats() -> None:
     cube, pixels = striped()
     spectra = peers.spectra(cube, pixels)
