@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.record import in_turns, publish
+from benchmarks.record import arithmetics, in_turns, offer_emulated, publish
 from benchmarks.reference import plain_features
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor, FeatureConfig, Features
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--unet", type=Path, help="pretrain/unet.safetensors of a run")
     parser.add_argument("--rounds", type=int, default=5)
+    offer_emulated(parser)
     options = parser.parse_args()
     unet = load_unet(options.unet) if options.unet else random_unet(options.channels)
     schedule, channels = Schedule(DiffusionConfig()), unet.config.channels
@@ -47,7 +48,7 @@ def main() -> None:
     errors: list[tuple[object, ...]] = [("", "")]
     works: list[Callable[[], object]] = [lambda: plain_features(unet, schedule, PAPER, few)]
     for name, geometry in WAYS:
-        for precision in ("float32", "bfloat16"):
+        for precision in arithmetics(emulated=options.emulated):
             extract = Extractor(unet, schedule, replace(PAPER, precision=precision), geometry)
             windows = patches[: extract.batch, :, : geometry.side, : geometry.side].contiguous()
             names.append((name, precision))

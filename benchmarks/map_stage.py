@@ -19,7 +19,7 @@ import torch
 import zarr
 
 from benchmarks.exact import PAPER, random_unet, smooth_patches
-from benchmarks.record import publish, seconds
+from benchmarks.record import arithmetics, publish, seconds
 from benchmarks.reference import plain_features
 from benchmarks.stand_in import COMPONENTS, stand_in
 from mtmsd.diffusion import DiffusionConfig, Schedule
@@ -37,7 +37,7 @@ from pipeline.units import TileGrid
 SETTINGS = [
     "unet.channels=128", "patches.size=48", "patches.window=96", "patches.stride=72",
     f"features.timesteps={list(PAPER.timesteps)}", f"features.stages={list(PAPER.stages)}",
-    "features.precision=bfloat16",
+    f"features.precision={arithmetics()[-1]}",
 ]  # fmt: skip
 
 
@@ -62,7 +62,8 @@ def main() -> None:
         shutil.rmtree(work)
     publish(
         "map_stage", f"Map of {side} x {side} pixels, {config.unet.channels} channels, "
-        f"{len(config.features.timesteps)} timesteps, {torch.get_num_threads()} threads",
+        f"{len(config.features.timesteps)} timesteps, {config.features.precision}, "
+        f"{torch.get_num_threads()} threads",
         ["way", "s", "ms / pixel", "times plain", "note"],
         [
             ["plain, features alone", plain * side**2, plain * 1e3, 1.0, "one pixel measured"],

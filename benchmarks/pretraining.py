@@ -8,11 +8,12 @@ median of the rounds' ratios.
 import argparse
 from collections.abc import Callable
 from statistics import median
+from typing import Literal
 
 import torch
 
 from benchmarks.exact import smooth_patches
-from benchmarks.record import in_turns, publish
+from benchmarks.record import arithmetics, in_turns, offer_emulated, publish
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.steps import PretrainConfig
 from mtmsd.training import make_optimizer, pretrain_step
@@ -25,11 +26,11 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    offer_emulated(parser)
     options = parser.parse_args()
-    ways = {
-        "plain loop, float32": _plain(options.channels, options.batch),
-        "float32": _ours(options.channels, options.batch, "float32"),
-        "bfloat16": _ours(options.channels, options.batch, "bfloat16"),
+    ways = {"plain loop, float32": _plain(options.channels, options.batch)} | {
+        precision: _ours(options.channels, options.batch, precision)
+        for precision in arithmetics(emulated=options.emulated)
     }
     spent = in_turns(list(ways.values()), options.rounds)
     rows = []
@@ -59,8 +60,8 @@ def _plain(channels: int, batch: int) -> Callable[[], object]:
     return step
 
 
-def _ours(channels: int, batch: int, precision: str) -> Callable[[], object]:
-    config = PretrainConfig(batch=batch, precision=precision)  # type: ignore[arg-type]
+def _ours(channels: int, batch: int, precision: Literal["float32", "bfloat16"]) -> Callable[[], object]:
+    config = PretrainConfig(batch=batch, precision=precision)
     unet, schedule = UNet(UNetConfig(channels=channels), 6), Schedule(DiffusionConfig())
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, patches = make_optimizer(unet, config), smooth_patches(batch, 6, 48)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.exact import PAPER, random_unet, smooth_patches
-from benchmarks.record import publish, seconds
+from benchmarks.record import arithmetics, offer_emulated, publish, seconds
 from mtmsd.diffusion import DiffusionConfig, Schedule
 from mtmsd.features import Extractor
 from mtmsd.windows import PatchConfig
@@ -22,9 +22,11 @@ def main() -> None:
     """Print the rates in GFLOP/s and their shares of the machine's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--channels", type=int, default=128)
-    unet = random_unet(parser.parse_args().channels)
+    offer_emulated(parser)
+    options = parser.parse_args()
+    unet = random_unet(options.channels)
     schedule, rows = Schedule(DiffusionConfig()), []
-    for precision in ("float32", "bfloat16"):
+    for precision in arithmetics(emulated=options.emulated):
         best = max(_product_rate(n, getattr(torch, precision)) for n in (1024, 2048, 4096))
         for geometry in (PatchConfig(size=48, stride=1), PatchConfig(size=96, stride=72)):
             config = replace(PAPER, precision=precision)

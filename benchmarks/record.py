@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+from pipeline.defaults import processor_has_bfloat16
 
 _ROOT = Path(__file__).resolve().parent.parent
 OUT = Path(os.environ.get("MTMSD_BENCHMARKS", "runs/benchmarks"))
@@ -81,6 +83,19 @@ def in_turns(ways: Sequence[Callable[[], object]], rounds: int) -> list[list[flo
             work()
             mine.append(time.perf_counter() - begun)
     return spent
+
+
+def arithmetics(*, emulated: bool = False) -> tuple[Literal["float32", "bfloat16"], ...]:
+    """What to measure: bfloat16 only where the processor has it, or as it is ``emulated`` elsewhere."""
+    return ("float32", "bfloat16") if emulated or processor_has_bfloat16() else ("float32",)
+
+
+def offer_emulated(parser: argparse.ArgumentParser) -> None:
+    """Add the option for ``arithmetics``."""
+    parser.add_argument(
+        "--emulated", action="store_true",
+        help="measure bfloat16 even if the processor has no instructions for it",
+    )  # fmt: skip
 
 
 def publish(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

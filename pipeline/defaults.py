@@ -121,5 +121,10 @@ def _has_bfloat16(folder: Path, values: Mapping[str, Any]) -> bool:
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         if joins_cluster() and machine_at_hand(folder).gpus:
             return True
+    return processor_has_bfloat16()
+
+
+def processor_has_bfloat16() -> bool:
+    """Whether this machine's processor has instructions for products in bfloat16, which else take longer."""
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
