@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: speed and memory, one table after another (some twenty minutes).
+"""``python -m benchmarks``: speed and memory, one table after another (twenty minutes to forty).
 
 Apart from these: ``accuracy``, ``ablation``, ``pretraining_length``, ``parts``, ``windows``, ``timesteps``,
 ``timestep_stage`` and ``regions`` (they need a scene or a run), ``scale`` (an hour and more), ``soak`` (half

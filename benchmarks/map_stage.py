@@ -1,9 +1,9 @@
 """The whole map stage at the paper's size: over the plain way, its head's share, through Ray or bare.
 
-``python -m benchmarks.map_stage [--pixels 360]`` maps a square of noise with untrained parts (time does not
+``python -m benchmarks.map_stage [--pixels 576]`` maps a square of noise with untrained parts (time does not
 know the difference): tile by tile in one process, with all files written; then the same through Ray,
-started and stopped. ``--pixels 576 --set map.tile=288`` gives four equal tiles and the five minutes after
-which Ray's start no longer counts.
+started and stopped. Tiles of 288 give two cores two each, and the five minutes after which Ray's start no
+longer counts. ``OMP_NUM_THREADS=1`` before it: the head's share in an actor of one thread.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from pipeline.scene import Scene
 from pipeline.units import TileGrid
 
 SETTINGS = [
-    "unet.channels=128", "patches.size=48", "patches.window=96", "patches.stride=72",
+    "unet.channels=128", "patches.size=48", "patches.window=96", "patches.stride=72", "map.tile=288",
     f"features.timesteps={list(PAPER.timesteps)}", f"features.stages={list(PAPER.stages)}",
     f"features.precision={arithmetics()[-1]}",
 ]  # fmt: skip
@@ -44,7 +44,7 @@ SETTINGS = [
 def main() -> None:
     """Print seconds per pixel and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pixels", type=int, default=360, help="side of the square")
+    parser.add_argument("--pixels", type=int, default=576, help="side of the square")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     options = parser.parse_args()
     config, side = load_config(None, [*SETTINGS, *options.settings]), options.pixels

@@ -10,6 +10,7 @@ C class, S set of folds.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ _SHARPNESS = (3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
 _UNTESTED = (1.0, 1e-2, 8.0)
 """What is taken where no pixel can be held out."""
 _ROUNDING, _TINY, _PIXELS = 1e-6, 1e-12, 512
+_LOG2_E, _LEAST_BITS = math.log2(math.e), -60.0
+"""Powers of two cost a third of exponentials; numbers below the normal ones, and their products, far more."""
 
 
 class Expert(nn.Module):
@@ -73,8 +76,10 @@ class Expert(nn.Module):
         lengths_A = self.anchor_AR.square().sum(dim=1)
         found = []
         for part_PR in torch.split(mapped_PR + self.offset_R, _PIXELS):
-            apart_PA = part_PR.square().sum(dim=1, keepdim=True) + lengths_A - 2 * part_PR @ self.anchor_AR.T
-            found.append(apart_PA.clamp_(min=0).neg_().exp_() @ self.coefficient_AC)
+            apart_PA = torch.addmm(lengths_A, part_PR, self.anchor_AR.T, alpha=-2)
+            apart_PA += part_PR.square().sum(dim=1, keepdim=True)
+            bits_PA = apart_PA.mul_(-_LOG2_E).clamp_(min=_LEAST_BITS, max=0.0)
+            found.append(bits_PA.exp2_() @ self.coefficient_AC)
         return torch.cat(found)
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 import ray
@@ -27,7 +28,13 @@ _COUNTED = ("units", "pixels", "bytes_read", "bytes_written", "unet_passes")
 
 
 def peak_rss() -> int:
-    """Largest resident memory of this process so far, bytes."""
+    """Largest resident memory of this process so far, bytes.
+
+    On Linux ``getrusage`` would count what the process that started this one had held.
+    """
+    if (status := Path("/proc/self/status")).exists():
+        mark = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(mark.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

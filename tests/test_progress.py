@@ -3,11 +3,14 @@
 import ctypes
 import io
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import ray.exceptions
@@ -15,7 +18,7 @@ import ray.util.metrics
 import tqdm.std
 
 from pipeline import progress, telemetry
-from pipeline.progress import Meter, ProgressBar
+from pipeline.progress import Meter, ProgressBar, peak_rss
 from pipeline.telemetry import COUNTERS, GAUGES, StageMetrics
 
 
@@ -216,3 +219,11 @@ def test_a_stage_gives_memory_back_while_it_runs(ray_cluster: None, monkeypatch:
         while not given and time.monotonic() < until:
             time.sleep(0.05)
     assert given
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_peak_memory_is_not_that_of_the_process_which_started_it() -> None:
+    ballast = np.ones(600 << 17)  # 600 MiB, written to
+    code = "from pipeline.progress import peak_rss; print(peak_rss())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10 << 20 < int(child.stdout) < ballast.nbytes < peak_rss()
