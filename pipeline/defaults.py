@@ -34,8 +34,7 @@ def scene_rules(scene: Scene) -> Settings:
     * A component for every 16 bands, at least 6 and at most 12, never more than the bands
       (of twelve or fewer those that hold data).
     * Patches of 48 pixels, of 32 where the scene is narrower than two of 48.
-    * A U-Net of 64 channels and 2,000 steps; 32 channels and 600 steps where there are no more pixels than in
-      four patches of 48.
+    * 2,000 steps of pretraining; 600 where there are no more pixels than in four patches of 48.
     * 5 % of the labels train; where labels are few, as many as give the classes 25 pixels on average, at most
       half.
     """
@@ -48,7 +47,6 @@ def scene_rules(scene: Scene) -> Settings:
     return {
         "reduce": {"components": components},
         "patches": {"size": 32 if min(scene.height, scene.width) < _NARROW_PX else 48},
-        "unet": {"channels": 32 if small else 64},
         "pretrain": {"steps": 600 if small else 2_000},
         "split": {"train_fraction": _train_fraction(scene)},
     }

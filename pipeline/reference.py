@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.fingerprints import STAGE_SECTIONS
 
 BY_RULE = {
-    "reduce.components", "patches.size", "unet.channels", "pretrain.steps", "pretrain.precision",
+    "reduce.components", "patches.size", "pretrain.steps", "pretrain.precision",
     "features.precision", "split.train_fraction",
 }  # fmt: skip
 """Keys that pipeline/defaults.py sets where the user has not."""

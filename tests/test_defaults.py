@@ -45,23 +45,21 @@ class _Shape:
 
 
 @pytest.mark.parametrize(
-    ("shape", "components", "patch", "channels", "steps", "share"),
+    ("shape", "components", "patch", "steps", "share"),
     [
-        ((48, 128, 128, 5_137, 10), 6, 48, 64, 2_000, 0.05),  # the Houston 2018 crop
-        ((204, 83, 86, 5_348, 6), 12, 32, 32, 600, 0.05),  # Salinas-A
-        ((103, 610, 340, 42_776, 9), 6, 48, 64, 2_000, 0.05),
-        ((145, 1_476, 256, 3_248, 14), 9, 48, 64, 2_000, 0.11),
-        ((224, 95, 400, 400, 8), 12, 32, 64, 2_000, 0.5),
-        ((4, 96, 96, 0, 1), 4, 48, 32, 600, 0.05),  # no labels
+        ((48, 128, 128, 5_137, 10), 6, 48, 2_000, 0.05),  # the Houston 2018 crop
+        ((204, 83, 86, 5_348, 6), 12, 32, 600, 0.05),  # Salinas-A
+        ((103, 610, 340, 42_776, 9), 6, 48, 2_000, 0.05),
+        ((145, 1_476, 256, 3_248, 14), 9, 48, 2_000, 0.11),
+        ((224, 95, 400, 400, 8), 12, 32, 2_000, 0.5),
+        ((4, 96, 96, 0, 1), 4, 48, 600, 0.05),  # no labels
     ],
 )
-def test_rules(
-    shape: tuple[int, ...], components: int, patch: int, channels: int, steps: int, share: float
-) -> None:
+def test_rules(shape: tuple[int, ...], components: int, patch: int, steps: int, share: float) -> None:
     rules = scene_rules(_Shape(*shape))  # type: ignore[arg-type]
     assert rules == {
-        "reduce": {"components": components}, "patches": {"size": patch}, "unet": {"channels": channels},
-        "pretrain": {"steps": steps}, "split": {"train_fraction": share},
+        "reduce": {"components": components}, "patches": {"size": patch}, "pretrain": {"steps": steps},
+        "split": {"train_fraction": share},
     }  # fmt: skip
 
 
@@ -87,8 +85,8 @@ def test_the_user_comes_first(tmp_path: Path) -> None:
         settle(opened, folder, tmp_path / "own.yaml", [])
     with pytest.raises(UserError, match=re.escape("patches.stride must lie in 1..32")):
         settle(opened, folder, None, ["patches.stride=40"])
-    chosen = settle(opened, folder, None, ["split.train_per_class=5", "unet.channels=96"]).chosen
-    assert {"split.train_fraction", "unet.channels"}.isdisjoint(chosen)
+    chosen = settle(opened, folder, None, ["split.train_per_class=5", "reduce.components=2"]).chosen
+    assert {"split.train_fraction", "reduce.components"}.isdisjoint(chosen)
     assert chosen["patches.size"] == 32
 
 
