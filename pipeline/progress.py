@@ -6,6 +6,7 @@ draws the progress (done, rate, time left) and hands the counts to Prometheus.
 
 import ctypes
 import itertools
+import re
 import resource
 import sys
 import threading
@@ -30,11 +31,12 @@ _COUNTED = ("units", "pixels", "bytes_read", "bytes_written", "unet_passes")
 def peak_rss() -> int:
     """Largest resident memory of this process so far, bytes.
 
-    On Linux ``getrusage`` would count what the process that started this one had held.
+    On Linux ``getrusage`` would count what the process that started this one had held, so the kernel's own
+    mark is read where it keeps one (some sandboxes do not).
     """
-    if (status := Path("/proc/self/status")).exists():
-        mark = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(mark.split()[1]) * 1024
+    status = Path("/proc/self/status")
+    if status.exists() and (mark := re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)):
+        return int(mark[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import record
 from benchmarks.learn import of_a_pixel
 from benchmarks.processes import anonymous, cpu_below, holdings, kind, resident
 from benchmarks.reference import plain_features
@@ -127,3 +128,10 @@ def test_growth_over_a_soak() -> None:
 def test_the_processes_that_grow_most() -> None:
     held = [{"raylet": 10.0, "driver": 5.0 + i} | ({"late": 3.0} if i == 2 else {}) for i in range(3)]
     assert grown_most(held, most=2).split("; ") == ["late 0 to 3", "driver 5 to 7"]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_measured_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(record, "processor_has_bfloat16", lambda: has)
+    assert record.arithmetics() == (("float32", "bfloat16") if has else ("float32",))
+    assert record.arithmetics(emulated=True) == ("float32", "bfloat16")

@@ -43,6 +43,17 @@ def test_an_expert_by_hand() -> None:
     assert expert(torch.tensor([[2.0]]))[0].tolist() == pytest.approx([4.0, 8.0 / np.e], rel=1e-6)
 
 
+def test_what_is_far_from_all_anchors_stays_among_the_normal_numbers() -> None:
+    """Smaller ones, and products with them, take a processor many times as long."""
+    parts = {
+        "map_DR": torch.eye(1), "offset_R": torch.zeros(1), "anchor_AR": torch.zeros(1, 1),
+        "coefficient_AC": torch.tensor([[1e-3, 1.0]]),
+    }  # fmt: skip
+    far = Expert.of(parts)(torch.tensor([[9.3], [100.0], [1e19]]))
+    assert (far > torch.finfo(torch.float32).tiny).all()
+    assert (far < 1e-15).all()
+
+
 def one_setting(monkeypatch: pytest.MonkeyPatch, gamma: float, ridge: float, sharp: float) -> None:
     for name, value in (("_WIDTHS", gamma), ("_RIDGES", ridge), ("_SHARPNESS", sharp)):
         monkeypatch.setattr(experts, name, (value,))
