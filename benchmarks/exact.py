@@ -17,7 +17,8 @@ from torch import Tensor
 from benchmarks.record import arithmetics, in_turns, offer_emulated, publish
 from benchmarks.reference import plain_features
 from mtmsd.diffusion import DiffusionConfig, Schedule
-from mtmsd.features import Extractor, FeatureConfig, Features
+from mtmsd.features import Extractor, FeatureConfig
+from mtmsd.interpolation import Features
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
 from pipeline.trained import load_unet

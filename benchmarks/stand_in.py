@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from benchmarks.exact import random_unet
 from mtmsd.classifier import Sizes
 from mtmsd.experts import MAX_RANK, Expert, input_width
-from mtmsd.features import stage_widths
+from mtmsd.features import feature_width, stage_widths
 from mtmsd.heads import make_member
 from mtmsd.purify import Selection
 from mtmsd.spectra import spectra_width
@@ -43,7 +43,9 @@ def stand_in(path: Path, config: Config, height: int, width: int) -> tuple[RunFo
     folder.unet.parent.mkdir()
     about = {"unet": json.dumps(config.model_dump(mode="json")["unet"]), "components": str(COMPONENTS)}
     save_file(unet.state_dict(), folder.unet, about)
-    kept = tuple(range(config.kept_channels(CLASSES)))
+    width = feature_width(config.unet, config.features.stages, config.patches.side)
+    spread = np.linspace(0, width - 1, config.kept_channels(CLASSES))
+    kept = tuple(int(channel) for channel in spread.round())
     folder.classifier.mkdir()
     codes = list(range(1, CLASSES + 1))
     classes = [[code, f"class {code}", "#808080"] for code in codes]

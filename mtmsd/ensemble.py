@@ -5,7 +5,7 @@ V value of the evidence.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtmsd.classifier import Head, Member, Vote
 from mtmsd.fusion import SelectiveFusion
+from mtmsd.interpolation import Features
 
 
 class Prediction(NamedTuple):
@@ -27,11 +28,14 @@ class Prediction(NamedTuple):
     """Entropy of the mean probabilities, nats, in [0, log C]."""
 
 
+Answers = Callable[[slice, slice], Tensor]
+"""Evidence (P, V) of some rows and columns of a block."""
+
 _PIXELS = 128
 """Pixels that members without a folded form take at once."""
 
-_LARGEST_VOTE = 100.0
-"""Votes beyond, which no trained member is near, count as this one: 2^100 times T is still a float32."""
+_LARGEST_VOTE = 110.0
+"""Votes beyond, which no trained member is near, count as this one: 2^110 times T is still a float32."""
 
 
 class Ensemble:
@@ -77,13 +81,13 @@ class Ensemble:
         self._lift_MTHK, self._guide_MTKK, self._constant_MTK = (
             torch.stack(parts) for parts in zip(*folded, strict=True)
         )
+        self._reach_M = self._lift_MTHK[:, :, :-1].norm(dim=2).amax(dim=(1, 2))
         layers, spectra = zip(*(_fold_layers(head) for head in heads), strict=True)
         self._spectra_MEO = torch.stack(spectra)
         self._layers = [
             (torch.stack([w for w, _ in layer]), torch.stack([b for _, b in layer])[:, None])
             for layer in zip(*layers, strict=True)
         ]
-        self._memory = self.mean_2TK.new_empty(0)
         self._layers[-1] = self._layers[-1][0] / temperature, self._layers[-1][1] / temperature
 
     def window_votes(self, pooled_NTK: Tensor) -> Tensor:
@@ -102,29 +106,37 @@ class Ensemble:
             spectra_PE: Spectra, as they are.
         """
         weight, bias = self._hidden
-        shared = votes_MTPK.shape[2] == 1
+        members, shared = len(votes_MTPK), votes_MTPK.shape[2] == 1
         self._lift_MTHK[:, :, -1] = votes_MTPK[:, :, 0] if shared else 0.0
-        hidden = F.linear(centre_TPK.sum(dim=0), weight, bias).relu_().chunk(len(votes_MTPK), dim=1)
-        fused = []
-        for member, votes_TPK in enumerate(votes_MTPK):
-            hidden_TPH = hidden[member].expand(len(centre_TPK), -1, -1)
-            power = torch.bmm(hidden_TPH, self._lift_MTHK[member], out=self._power(centre_TPK))
+        hidden = F.linear(centre_TPK.sum(dim=0), weight, bias).relu_()
+        hidden_MPH = hidden.reshape(len(hidden), members, -1).transpose(0, 1)
+        may_overflow = not shared or self._may_overflow(hidden_MPH, votes_MTPK)
+        h = centre_TPK.new_zeros((members, *centre_TPK.shape[1:]))
+        total, power = torch.zeros_like(h), torch.empty_like(h)
+        for t, centre_PK in enumerate(centre_TPK):
+            torch.bmm(hidden_MPH, self._lift_MTHK[:, t], out=power)
             if not shared:
-                power += votes_TPK
-            total = power.clamp_(max=_LARGEST_VOTE).exp2_().sum(dim=0)
-            fused.append(power.mul_(centre_TPK).sum(dim=0).div_(total))
-        h = torch.stack(fused)
+                power += votes_MTPK[:, t]
+            if may_overflow:
+                power.clamp_(max=_LARGEST_VOTE)
+            total += power.exp2_()
+            h.addcmul_(power, centre_PK)
+        h /= total
         for i, (weight_MIO, bias_M1O) in enumerate(self._layers):
             h = torch.baddbmm(bias_M1O, h if i == 0 else h.relu_(), weight_MIO)
             if i == 0:
                 h += torch.matmul(spectra_PE, self._spectra_MEO)
         return h.softmax(dim=-1)
 
-    def _power(self, like_TPK: Tensor) -> Tensor:
-        """Memory for one member's votes, the same one each time."""
-        if self._memory.shape != like_TPK.shape:
-            self._memory = torch.empty_like(like_TPK)
-        return self._memory
+    def _may_overflow(self, hidden_MPH: Tensor, votes_MTPK: Tensor) -> bool:
+        """Whether a vote could be too large: no scalar product exceeds its factors' lengths.
+
+        Mostly not, which saves a pass over all votes. A GPU would have to wait for this.
+        """
+        if votes_MTPK.is_cuda:
+            return True
+        length_M = hidden_MPH[..., :-1].norm(dim=2).amax(dim=1)
+        return bool((length_M * self._reach_M).amax() + votes_MTPK.amax() > 0.99 * _LARGEST_VOTE)
 
     @property
     def values(self) -> int:
@@ -135,6 +147,22 @@ class Ensemble:
     def evidence(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
         """What the members say of pixels (P, V); arguments as of ``probabilities``."""
         return evidence_of(self.probabilities(centre_TPK, votes_MTPK, spectra_PE), self.vote)
+
+    def answers(self, features: Features, votes_MTNK: Tensor, window: int) -> Answers:
+        """What the members say of the pixels of one window's block, some rows and columns at a time.
+
+        Args:
+            features: Of some windows.
+            votes_MTNK: ``window_votes`` of the same windows.
+            window: Which of them.
+        """
+        votes = votes_MTNK[:, :, window : window + 1]
+
+        def answer(rows: slice, columns: slice) -> Tensor:
+            at = window, rows, columns
+            return self.evidence(features.region(*at), votes, features.spectra_region(*at))
+
+        return answer
 
     def decide(self, evidence_PV: Tensor) -> Prediction:
         """Classes by evidence, or by a mean of evidence."""

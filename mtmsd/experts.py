@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtmsd.classifier import Sizes, standardisation
-from mtmsd.ensemble import Ensemble
+from mtmsd.ensemble import Answers, Ensemble
+from mtmsd.interpolation import Features
 from mtmsd.members import Pixels
 
 INPUTS = ("features", "spectra")
@@ -238,16 +239,44 @@ class Committee(Ensemble):
     @torch.inference_mode()
     def probabilities(self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor) -> Tensor:
         """Class probabilities of pixels by all together: (1, P, C); arguments as of the ensemble's."""
+        mapped_PR = None
+        if "features" in self._experts:
+            of_centre_TKR, mapped_PR = self._mapped(votes_MTPK[-1])
+            for centre_PK, part_KR in zip(centre_TPK, of_centre_TKR, strict=True):
+                mapped_PR = torch.addmm(mapped_PR, centre_PK, part_KR)
+        return self._together(centre_TPK, votes_MTPK, spectra_PE, mapped_PR)[None]
+
+    def answers(self, features: Features, votes_MTNK: Tensor, window: int) -> Answers:
+        """As the ensemble's; the features' expert maps a window's samples before they are interpolated."""
+        votes, mapped_QQR = votes_MTNK[:, :, window : window + 1], None
+        if "features" in self._experts:
+            of_centre_TKR, of_pooled_1R = self._mapped(votes[-1])
+            mapped_QQR = features.mapped(window, of_centre_TKR) + of_pooled_1R
+
+        @torch.inference_mode()
+        def answer(rows: slice, columns: slice) -> Tensor:
+            at = window, rows, columns
+            mapped = None if mapped_QQR is None else mapped_QQR[rows, columns].flatten(0, 1)
+            return self._together(features.region(*at), votes, features.spectra_region(*at), mapped)
+
+        return answer
+
+    def _mapped(self, pooled_TPK: Tensor) -> tuple[Tensor, Tensor]:
+        """The features' expert's map of centre features (T, K, R), and pooled ones mapped (P, R)."""
+        shape = 2, *pooled_TPK.shape[::2], -1
+        of_centre_TKR, of_pooled_TKR = self._experts["features"].map_DR.reshape(shape)
+        return of_centre_TKR, (pooled_TPK @ of_pooled_TKR).sum(dim=0)
+
+    def _together(
+        self, centre_TPK: Tensor, votes_MTPK: Tensor, spectra_PE: Tensor, mapped_PR: Tensor | None
+    ) -> Tensor:
+        """Class probabilities (P, C), with the features as their expert maps them."""
         mean = self._ensemble.probabilities(centre_TPK, votes_MTPK[:-1], spectra_PE).mean(dim=0)
         said = []
         for name, expert in self._experts.items():
-            if name == "spectra":
+            if name == "features":
+                assert mapped_PR is not None
+                said.append(expert.logits(mapped_PR))
+            else:
                 said.append(expert(spectra_PE))
-                continue
-            shape = 2, *centre_TPK.shape[::2], -1
-            of_centre_TKR, of_pooled_TKR = expert.map_DR.reshape(shape)
-            mapped_PR = (votes_MTPK[-1] @ of_pooled_TKR).sum(dim=0)
-            for centre_PK, part_KR in zip(centre_TPK, of_centre_TKR, strict=True):
-                mapped_PR = torch.addmm(mapped_PR, centre_PK, part_KR)
-            said.append(expert.logits(mapped_PR))
-        return pool(mean, said)[None]
+        return pool(mean, said)

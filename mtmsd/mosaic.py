@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtmsd.ensemble import Ensemble
-from mtmsd.features import Features
+from mtmsd.interpolation import Features
 from mtmsd.windows import PatchConfig
 
 
@@ -64,14 +64,12 @@ class Mosaic:
             ensemble: Answers.
             pixels: As many are classified at once, in whole rows and at least one.
         """
-        votes, mine = votes_MTNK[:, :, window : window + 1], self.inside(row, 0)
-        columns = self.inside(column, 1)
+        answers = ensemble.answers(features, votes_MTNK, window)
+        mine, columns = self.inside(row, 0), self.inside(column, 1)
         step = max(1, pixels // (columns.stop - columns.start))
         for first in range(mine.start, mine.stop, step):
             rows = slice(first, min(first + step, mine.stop))
-            at = window, rows, columns
-            answer = ensemble.evidence(features.region(*at), votes, features.spectra_region(*at))
-            self.add(row, column, rows, answer)
+            self.add(row, column, rows, answers(rows, columns))
 
     @property
     def values_HWV(self) -> Tensor:

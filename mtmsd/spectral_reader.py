@@ -7,7 +7,8 @@ Shapes: N window, T timestep, S side of a window's block.
 import torch
 from torch import Tensor
 
-from mtmsd.features import FeatureConfig, Features, windows_at_once
+from mtmsd.features import FeatureConfig, windows_at_once
+from mtmsd.interpolation import Features
 from mtmsd.spectra import spectra_round
 from mtmsd.windows import PatchConfig
 

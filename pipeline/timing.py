@@ -19,8 +19,9 @@ from mtmsd.classifier import Sizes
 from mtmsd.diffusion import Schedule
 from mtmsd.ensemble import Ensemble, assemble
 from mtmsd.experts import MAX_RANK, Committee, Expert, input_width
-from mtmsd.features import Extractor, Features, Readout, stage_widths
+from mtmsd.features import Extractor, Readout, stage_widths
 from mtmsd.heads import make_member
+from mtmsd.interpolation import Features
 from mtmsd.members import Pixels, train_member
 from mtmsd.mosaic import Mosaic
 from mtmsd.purify import Selection

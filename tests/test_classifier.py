@@ -247,6 +247,30 @@ def test_pixels_of_one_window_share_its_votes(hidden: int | None) -> None:
     torch.testing.assert_close(found.entropy_N, alone.entropy_N, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("gain", "beyond"), [(1.0, False), (1e6, True)])
+def test_votes_too_large_for_powers_of_two_are_cut(gain: float, beyond: bool) -> None:
+    """Looked for by a bound, so that ordinary votes are spared the cut."""
+    centre, pooled, spectra, _ = data = toy(60)
+    member = trained(replace(QUICK, epochs=1), data)[0]
+    assert isinstance(member, Head)
+    for layer in member.dy_att.fcs:
+        layer.weight.data *= gain
+    ensemble = Ensemble([member], "mean")
+    scaled = ((centre - ensemble.mean_2TK[0]) * ensemble.scale_2TK[0]).transpose(0, 1)
+    votes = ensemble.window_votes(pooled[:1])
+    hidden = torch.nn.functional.linear(scaled.sum(dim=0), *ensemble._hidden).relu_()
+    assert ensemble._may_overflow(hidden[None], votes) == beyond
+    found = ensemble.probabilities(scaled, votes, spectra)[0]
+    expected = member(centre, pooled[:1].expand_as(pooled), spectra).detach().softmax(dim=1)
+    assert found.isfinite().all()
+    if not beyond:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ensemble, "_may_overflow", lambda *_: False)
+            assert not ensemble.probabilities(scaled, votes, spectra).isfinite().all()
+
+
 def test_members_of_other_features_are_refused() -> None:
     members = [trained(replace(QUICK, epochs=1), toy(60, seed=seed), member=0)[0] for seed in (0, 1)]
     with pytest.raises(ValueError, match="share the mean and scale"):

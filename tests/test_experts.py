@@ -14,7 +14,9 @@ from mtmsd.classifier import ClassifierConfig, Sizes, standardisation
 from mtmsd.ensemble import Ensemble, assemble
 from mtmsd.experts import Committee, Expert, fit_expert, pool, training_input
 from mtmsd.fusion import FusionConfig
+from mtmsd.interpolation import Features, interpolation_rows
 from mtmsd.members import Pixels, train_member
+from mtmsd.windows import PatchConfig
 
 CLASSES = 3
 
@@ -214,6 +216,26 @@ def test_a_window_says_the_same_as_its_pixels(
     scaled = ((centre - both.mean_2TK[0]) * both.scale_2TK[0]).transpose(0, 1)
     found = both.evidence(scaled, both.window_votes(pooled[:1]), spectra)
     assert torch.allclose(found, both.pixel_evidence(centre, of_window, spectra), atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [("features",), ("spectra",), ("features", "spectra")])
+def test_a_block_says_the_same_as_its_pixels(
+    committee: tuple[Committee, Ensemble, dict[str, Expert], Pixels], names: tuple[str, ...]
+) -> None:
+    """Though the features' expert maps the samples of a stage before they are interpolated."""
+    _, ensemble, found, _ = committee
+    both = Committee(ensemble, {name: found[name] for name in names})
+    generator, patches = torch.Generator().manual_seed(1), PatchConfig(size=8, stride=6)
+    maps = [torch.randn((2, 2, side, side, k), generator=generator) for side, k in ((4, 2), (6, 3))]
+    weights = [interpolation_rows(4, patches), torch.eye(6)]
+    pooled, spectra = (torch.randn(shape, generator=generator) for shape in ((2, 2, 5), (2, 6, 6, 1, 4)))
+    features = Features(pooled, spectra, maps, weights)
+    votes = both.window_votes(pooled)
+    for rows, columns in ((slice(0, 6), slice(0, 6)), (slice(2, 3), slice(1, 5))):
+        at = 1, rows, columns
+        expected = both.evidence(features.region(*at), votes[:, :, 1:], features.spectra_region(*at))
+        answer = both.answers(features, votes, 1)(rows, columns)
+        torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_raw_features_reach_the_expert_as_they_reach_members() -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mtmsd.diffusion import DiffusionConfig, Schedule, shared_noise
-from mtmsd.features import Extractor, FeatureConfig, Features, Readout, feature_width, interpolation_rows
+from mtmsd.features import Extractor, FeatureConfig, Readout, feature_width
+from mtmsd.interpolation import Features, interpolation_rows
 from mtmsd.unet import UNet, UNetConfig
 from mtmsd.windows import PatchConfig
 from tests import reference
@@ -107,6 +108,9 @@ def test_regions_and_single_pixels_are_the_blocks(size: int, window: int | None,
         torch.testing.assert_close(found, square[rows, columns].flatten(0, 1), rtol=1e-5, atol=1e-5)
     at, offset = torch.tensor([0, 2, 1, 1]), torch.tensor([0, stride**2 - 1, stride // 2, 0])
     torch.testing.assert_close(features.at(at, offset), block[at, offset], rtol=1e-5, atol=1e-5)
+    linear = torch.randn((*block.shape[2:], 3), generator=torch.Generator().manual_seed(0))
+    expected = torch.einsum("yxtk,tkr->yxr", square, linear)
+    torch.testing.assert_close(features.mapped(1, linear), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_readout_keeps_and_standardises_its_channels() -> None:

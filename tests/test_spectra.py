@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import grey_closing, grey_opening
 
-from mtmsd.features import FeatureConfig, Features
+from mtmsd.features import FeatureConfig
+from mtmsd.interpolation import Features
 from mtmsd.spectra import PROFILED, box_means, box_profiles, patches_round, spectra_round, spectra_width
 from mtmsd.windows import PatchConfig
 
