@@ -122,9 +122,8 @@ def piece_seconds(
         clock: Tells seconds.
     """
     device = torch.device("cuda" if gpu else "cpu")
-    ways = {
+    ways: dict[str, Callable[[], Work]] = {
         "reduce": lambda: _tile(scene),
-        "pretrain": lambda: _training(config, device),
         "extract": lambda: _windows(config, device, None),
         "classify": lambda: _member(config, scene, device),
         "map": lambda: _windows(config, device, _classes(scene)),
@@ -133,8 +132,10 @@ def piece_seconds(
     found = {}
     try:
         for stage in stages:
-            if stage in ways:
-                torch.set_num_threads(threads.get(stage, config.cluster.threads))
+            torch.set_num_threads(threads.get(stage, config.cluster.threads))
+            if stage == "pretrain":
+                found[stage] = _step_seconds(config, device, clock)
+            elif stage in ways:
                 work, pieces = ways[stage]()
                 found[stage] = timed(work, device, clock) / pieces
     finally:
@@ -175,9 +176,19 @@ def _tile(scene: Scene) -> Work:
     return work, 1
 
 
-def _training(config: Config, device: torch.device) -> Work:
+def _step_seconds(config: Config, device: torch.device, clock: Clock) -> float:
+    """A step of a worker's whole share, from steps of few patches and of twice as many: a part of it is
+    the same for any number."""
     share = config.pretrain.batch // config.cluster.train_workers
     few = min(_STEP_PATCHES, share)
+    seconds = timed(_training(config, device, few), device, clock)
+    if few < share:
+        twice = timed(_training(config, device, 2 * few), device, clock)
+        seconds += (share / few - 1) * max(0.0, twice - seconds)
+    return seconds
+
+
+def _training(config: Config, device: torch.device, few: int) -> Callable[[], object]:
     unet = _unet(config, device)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = replace(config.pretrain, batch=few)
@@ -187,7 +198,7 @@ def _training(config: Config, device: torch.device) -> Work:
     def work() -> None:
         pretrain_step(unet, optimizer, schedule, settings, patches, seed=0, step=0, share=slice(0, few))
 
-    return work, few / share
+    return work
 
 
 def _windows(config: Config, device: torch.device, classes: int | None) -> Work:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import timing
 from pipeline.budget import Cost
 from pipeline.config import load_config
 from pipeline.machine import Machine
@@ -73,11 +74,26 @@ def test_estimates_by_hand(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Non
     # Whatever is timed takes half a second by this clock.
     assert estimates(config, scene, planned, machine, ticking(0.5)) == pytest.approx({
         "reduce": 8 * 0.5 / 4,  # every tile twice, on four CPUs
-        "pretrain": 60 * 0.5 * 8 / 2,  # two patches were timed, a worker has eight; both work on each step
+        "pretrain": 60 * 0.5,  # two patches took as long as four, so eight do; both workers share a step
         "extract": 80 * 0.5 / 4 / 3,  # four windows were timed; three groups, so three actors
         "classify": 200 * 0.5 / 5 / 2,  # five steps were timed
         "map": 500 * 0.5 / 4 / 4,
     })  # fmt: skip
+
+
+def test_a_step_has_costs_that_do_not_grow_with_its_patches(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.3 s, and 0.2 s for each of 16 patches, told from steps of two and of four."""
+    now = [0.0]
+
+    def step(*_: object, share: slice, **__: object) -> None:
+        now[0] += 0.3 + 0.2 * (share.stop - share.start)
+
+    monkeypatch.setattr(timing, "pretrain_step", step)
+    config = load_config(TINY, ["pretrain.batch=16", "cluster.train_workers=1"])
+    found = piece_seconds(config, scene, ["pretrain"], gpu=False, train_threads=1, clock=lambda: now[0])
+    assert found == pytest.approx({"pretrain": 0.3 + 0.2 * 16})
 
 
 def test_what_is_done_is_not_timed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
