@@ -61,7 +61,7 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
             "meter": meter,
         }
         drop_damaged(folder.pretrain)
-        fit(
+        reached = fit(
             _train_loop,
             settings,
             name=f"diffusion-{fingerprint[:8]}",
@@ -70,6 +70,7 @@ def run(config: Config, folder: RunFolder, scene: Scene, fingerprint: str) -> di
             least=config.cluster.min_train_workers,
             resources={"CPU": shares.worker_cpus, "GPU": shares.num_gpus},
         )
+        _check_whole(config, reached)
         _publish(config, folder, reduced.shape[0])
         return record()
 
@@ -97,8 +98,6 @@ def _with_cuts(config: Config, folder: RunFolder, reduced: Reduced) -> Config:
 
 def _publish(config: Config, folder: RunFolder, components: int) -> None:
     state = load_checkpoint(checkpoints(folder.pretrain)[-1])
-    if state["step"] != config.pretrain.steps:
-        raise RuntimeError(f"pretraining ended at step {state['step']} of {config.pretrain.steps}")
     settings = config.model_dump(mode="json")
     metadata = {key: json.dumps(settings[key]) for key in ("unet", "diffusion", "patches", "pretrain")}
     metadata |= {"components": str(components), "steps": str(state["step"])}
@@ -109,8 +108,8 @@ def _publish(config: Config, folder: RunFolder, components: int) -> None:
         write_json(folder.pretrain / "history.json", history)
 
 
-def _train_loop(settings: dict[str, Any]) -> None:
-    """One worker: its share of every step, from the last checkpoint on."""
+def _train_loop(settings: dict[str, Any]) -> int:
+    """One worker: its share of every step, from the last checkpoint on; returns the step that it reached."""
     config = Config.model_validate(settings["config"])
     torch.set_num_threads(settings["threads"])
     context = ray.train.get_context()
@@ -159,7 +158,9 @@ def _train_loop(settings: dict[str, Any]) -> None:
         last = done == config.pretrain.steps
         saved = done % config.pretrain.checkpoint_every == 0 or last
         if done % _REPORT_EVERY == 0 or saved:
-            history.append((done, _checked(float(np.mean(losses)), done, config)))
+            if not _is_finite(unet):
+                return done
+            history.append((done, float(np.mean(losses))))
             if meter is not None:
                 _count(meter, config, reduced.shape[0], len(losses), history[-1][1])
             losses = []
@@ -173,6 +174,7 @@ def _train_loop(settings: dict[str, Any]) -> None:
                 if meter is not None:
                     meter.add.remote(0, 0, 0, written, 0)
             ray.train.report({"step": done, "loss": history[-1][1]})
+    return config.pretrain.steps
 
 
 def _patches(
@@ -206,18 +208,22 @@ def _patches(
                 yield int(row["unit"]), torch.tensor(row["patches"], device=device)
 
 
-def _checked(loss: float, step: int, config: Config) -> float:
-    """The loss, which must be a number.
+def _is_finite(unet: torch.nn.Module) -> bool:
+    """Whether the weights are numbers: the same on all workers, which a loss that is none is not at once."""
+    return all(bool(torch.isfinite(weights).all()) for weights in unet.parameters())
+
+
+def _check_whole(config: Config, reached: int) -> None:
+    """Refuse what ended early.
 
     Raises:
-        UserError: It is none any more, and never will be again.
+        UserError: The weights were no numbers any more, and never would be again.
     """
-    if not np.isfinite(loss):
+    if reached < config.pretrain.steps:
         raise UserError(
-            f"pretrain: expected a loss, found {loss} at step {step}: the training has diverged; lower "
-            f"pretrain.learning_rate (it is {config.pretrain.learning_rate:g}), with --from pretrain"
+            f"pretrain: expected finite weights, found others at step {reached}: the training has diverged; "
+            f"lower pretrain.learning_rate (it is {config.pretrain.learning_rate:g}), with --from pretrain"
         )
-    return loss
 
 
 def _count(meter: ActorHandle[Any], config: Config, components: int, steps: int, loss: float) -> None:

@@ -23,7 +23,7 @@ class _Trainer(TorchTrainer):
 
 
 def fit(
-    loop: Callable[[dict[str, Any]], None],
+    loop: Callable[[dict[str, Any]], Any],
     settings: dict[str, Any],
     *,
     name: str,
@@ -31,8 +31,10 @@ def fit(
     workers: int,
     resources: dict[str, float],
     least: int | None = None,
-) -> None:
+) -> Any:
     """Run a training loop on workers; when one dies, all begin the loop anew, three times at most.
+
+    Returns what the loop of the first worker returns.
 
     Args:
         loop: What each worker does; it keeps and finds its own results.
@@ -65,6 +67,7 @@ def fit(
         ),
     )
     try:
-        trainer.fit()
+        result: Any = trainer.fit()  # Ray's annotation is that of an earlier Result
+        return result.return_value
     finally:
         shutil.rmtree(notes, ignore_errors=True)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import pretrain
 from pipeline.config import load_config
@@ -10,21 +11,31 @@ from pipeline.errors import UserError
 from tests.conftest import TINY, refused
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_is_refused(loss: float) -> None:
-    assert pretrain._checked(0.5, 20, load_config(None)) == 0.5
-    with pytest.raises(UserError, match=r"found (nan|inf) at step 20: .* lower pretrain\.learning_rate"):
-        pretrain._checked(loss, 20, load_config(None))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_found(value: float) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    assert pretrain._is_finite(model)
+    with torch.no_grad():
+        model[1].weight[0, 2] = value
+    assert not pretrain._is_finite(model)
+
+
+def test_a_training_that_ended_early_is_refused() -> None:
+    config = load_config(None, ["pretrain.steps=200", "pretrain.learning_rate=0.5"])
+    pretrain._check_whole(config, 200)
+    with pytest.raises(UserError, match=r"at step 15: .* lower pretrain\.learning_rate \(it is 0\.5\)"):
+        pretrain._check_whole(config, 15)
 
 
 @pytest.mark.cluster
-@pytest.mark.long
 def test_a_diverged_training_leaves_nothing(
     tiny_scene: Path, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ray Train tries it again three times before it believes it."""
-    settings = ["--set", "pretrain.learning_rate=1000", "--set", "pretrain.warmup=0"]
-    arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(tmp_path / "run"), *settings]
-    refused(capsys, [*arguments, "--set", "pretrain.steps=200"], "the training has diverged", "1000")
+    """All workers stop at the same step, and the training is not tried again."""
+    settings = ["pretrain.learning_rate=1000", "pretrain.warmup=0", "pretrain.steps=200"]
+    settings += ["cluster.train_workers=2"]
+    arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(tmp_path / "run")]
+    arguments += [part for setting in settings for part in ("--set", setting)]
+    refused(capsys, arguments, "the training has diverged", "1000")
     assert not list((tmp_path / "run" / "pretrain").glob("*.pt"))
     assert not (tmp_path / "run" / "pretrain" / "unet.safetensors").exists()
