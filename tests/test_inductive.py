@@ -62,7 +62,12 @@ def test_test_blocks_reach_neither_reduction_nor_the_training_workers(
     plain, noised = (folder for folder, _ in runs.values())
     assert read_json(noised.spectral) == read_json(plain.spectral)
     told: dict[str, Any] = {}
-    monkeypatch.setattr(pretrain, "fit", lambda loop, settings, **_: told.update(settings))
+
+    def reached(loop: object, settings: dict[str, Any], **_: object) -> int:
+        told.update(settings)
+        return int(settings["config"]["pretrain"]["steps"])
+
+    monkeypatch.setattr(pretrain, "fit", reached)
     monkeypatch.setattr(pretrain, "_publish", lambda *_: None)
     pretrain.run(plain.config(), plain, open_scene(str(tiny_scene)), "fingerprint")
     assert told["reduced"].hidden == hidden
