@@ -43,6 +43,7 @@ PARTS = {
     "SSFTT alone": ["classifier.kind=ssftt", "features.spectra=[]"],
     "SSFTT with diffusion features": ["classifier.kind=diffusion_ssftt", "features.spectra=[]"],
     "supertokens": ["map.regions=supertokens"],
+    "classified supertokens": ["map.regions=supertokens", "supertokens.steps=300"],
 }
 """Name in the table -> settings beside the configuration's."""
 _CHANGES = {"fusion": ("classify", "map"), "map": ("map",)}

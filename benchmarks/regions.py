@@ -31,7 +31,9 @@ from mtmsd.supertokens import pixel_probabilities
 from pipeline.artifacts import RunFolder, read_json
 from pipeline.config import Config, load_config
 from pipeline.readers import Reduced
-from pipeline.regions import ARRAYS, PIXEL, RegionActor, RegionReader
+from pipeline.region_reader import PIXEL, RegionReader
+from pipeline.regions import ARRAYS, RegionActor
+from pipeline.tokens import train_and_write
 from pipeline.units import TileGrid, TileRegions
 
 Answer = tuple[NDArray[np.int64], NDArray[np.float32] | None]
@@ -125,11 +127,16 @@ def _supertokens(
     """The pipeline's second pass, tile by tile, over a copy of the pixel-wise map."""
     grid = TileGrid(code.shape[0], code.shape[1], config.tile)
     with tempfile.TemporaryDirectory() as temporary:
-        copy = zarr.open_group(temporary, mode="w", zarr_format=2)
+        copied = RunFolder(Path(temporary))
+        for name in ("run.json", "spectral.json", "reduced.zarr", "features.zarr", "classifier"):
+            (copied.path / name).symlink_to((folder.path / name).resolve())
+        copy = zarr.open_group(copied.map, mode="w", zarr_format=2)
         for name, values in (("class", code), ("confidence", confidence)):
             copy.create_array(name + PIXEL, data=values, chunks=(grid.side, grid.side))
-        reader = RegionReader(Reduced(str(folder.reduced)), Path(temporary), grid, config.supertokens)
-        actor, regions = RegionActor(config, folder, gpu=False), TileRegions(grid, ARRAYS)
+        if config.supertokens.steps:
+            train_and_write(config, copied, *code.shape)
+        reader = RegionReader(Reduced(str(copied.reduced)), copied.map, grid, config.supertokens)
+        actor, regions = RegionActor(config, copied, gpu=False), TileRegions(grid, ARRAYS)
         result, sure = np.zeros(code.shape, np.int64), np.full(code.shape, np.nan, np.float32)
         for unit in range(len(grid)):
             read = {"unit": unit} | reader(unit)

@@ -44,10 +44,9 @@ _PIECES = {
     "spectra": ("box_means", "box_profiles"),
     "spectral": ("Moments", "Projection", "ReduceConfig", "fit_projection"),
     "split": ("SplitConfig", "make_split", "near_any", "overlap"),
-    "supertokens": (
-        "SupertokenConfig", "Supertokens", "pixel_probabilities", "spectral_metric", "token_loss",
-    ),
+    "supertokens": ("SupertokenConfig", "Supertokens", "pixel_probabilities", "spectral_metric"),
     "steps": ("PatchDraw", "PretrainConfig", "draw_interval", "draw_patches", "learning_rate", "turned"),
+    "token_classifier": ("TokenClassifier", "TokenRegion", "token_loss", "train_tokens"),
     "training": ("Averaged", "make_optimizer", "pretrain_step"),
     "unet": ("UNet", "UNetConfig"),
     "unets": ("make_unet",),

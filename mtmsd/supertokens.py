@@ -1,4 +1,4 @@
-"""Spectral supertokens: soft clusters of neighbouring pixels, and the vote of a map's pixels by cluster.
+"""Spectral supertokens: soft clusters of neighbouring pixels, and what they say of a map's pixels.
 
 After DSTC (Liu et al., ECCV 2024, arXiv 2407.07307). A fixed grid of square cells covers the scene; every
 cell holds one token, which starts as the mean of the cell's pixels. A pixel belongs to the nine tokens
@@ -48,12 +48,14 @@ class SupertokenConfig:
     """Divides squared distances: small = each pixel belongs to one token."""
     own: float = 0.3
     """Power of the pixel's own probabilities beside its tokens': 0 = the tokens decide alone."""
+    steps: int = 0
+    """Steps of training a classifier of tokens; 0 = a token says the mean of its pixels' probabilities."""
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning."""
         check_ranges(
             "supertokens", self, cell="[2, inf)", iterations="[0, inf)", derivative="[0, inf)",
-            compactness="[0, inf)", own="[0, inf)", temperature="(0, inf)",
+            compactness="[0, inf)", own="[0, inf)", temperature="(0, inf)", steps="[0, inf)",
         )  # fmt: skip
 
     @property
@@ -118,8 +120,8 @@ class Supertokens(nn.Module):
         """Cluster a region of whole cells; components without data must be finite."""
         cell, config = self.config.cell, self.config
         height, width = (side // cell for side in valid_HW.shape)
-        mask_GP1 = _cells(valid_HW[None].to(cube_KHW.dtype), cell)
-        features_GPE = _cells(cube_KHW, cell) @ self.projection_EK.T
+        mask_GP1 = cells(valid_HW[None].to(cube_KHW.dtype), cell)
+        features_GPE = cells(cube_KHW, cell) @ self.projection_EK.T
         middle = (torch.arange(cell, device=cube_KHW.device, dtype=cube_KHW.dtype) + 0.5) / cell - 0.5
         place_P2 = torch.cartesian_prod(middle, middle) * config.compactness
         features_GPF = torch.cat([features_GPE, place_P2.expand(len(features_GPE), -1, -1)], dim=2) * mask_GP1
@@ -132,8 +134,8 @@ class Supertokens(nn.Module):
             share_GPJ = self._share(features_GPF, token_hwF, offset_JF, there_GJ) * mask_GP1
             weight_GJ1 = share_GPJ.sum(dim=1)[..., None]
             sums_GJF = share_GPJ.transpose(1, 2) @ features_GPF - weight_GJ1 * offset_JF
-            weight_hw1 = _received(weight_GJ1, height, width)
-            token_hwF = (_received(sums_GJF, height, width) + token_hwF) / (weight_hw1 + 1)
+            weight_hw1 = received(weight_GJ1, height, width)
+            token_hwF = (received(sums_GJF, height, width) + token_hwF) / (weight_hw1 + 1)
         return Clusters(self._share(features_GPF, token_hwF, offset_JF, there_GJ) * mask_GP1, token_hwF)
 
     def _share(self, features_GPF: Tensor, token_hwF: Tensor, offset_JF: Tensor, there_GJ: Tensor) -> Tensor:
@@ -143,25 +145,35 @@ class Supertokens(nn.Module):
         logits_GPJ = (logits_GPJ / self.config.temperature).masked_fill(~there_GJ[:, None], _FAR)
         return logits_GPJ.softmax(dim=2)
 
+    def said(self, token_hwF: Tensor, mean_hwC: Tensor) -> Tensor:
+        """What tokens say of the classes (h, w, C): the mean of their pixels' probabilities."""
+        return mean_hwC
+
     def vote(self, cube_KHW: Tensor, probability_CHW: Tensor) -> Tensor:
         """Class probabilities (C, H, W) of pixels after the vote of their tokens.
 
-        A token's probabilities are the mean of its pixels', by share; a pixel's are those of its tokens, by
-        share, times its own to the power ``own``, made to add up to 1.
+        A pixel's are those of its tokens (``said``), by share, times its own to the power ``own``, made to
+        add up to 1.
 
         Args:
             cube_KHW: Reduced components of a region of whole cells.
             probability_CHW: The pixels' own probabilities; 0 throughout where there is no data.
         """
-        cell, shape = self.config.cell, probability_CHW.shape
-        height, width = (side // cell for side in shape[1:])
-        share_GPJ: Tensor = self(cube_KHW, probability_CHW.sum(dim=0) > 0).share_GPJ
-        own_GPC = _cells(probability_CHW, cell)
-        sums_hwC = _received(share_GPJ.transpose(1, 2) @ own_GPC, height, width)
-        mean_hwC = sums_hwC / sums_hwC.sum(dim=2, keepdim=True).clamp(min=1e-30)
-        mixed_GPC = (share_GPJ @ _neighbours(mean_hwC)) * own_GPC**self.config.own
+        shape, cell = probability_CHW.shape, self.config.cell
+        own_GPC = cells(probability_CHW, cell)
+        clusters: Clusters = self(cube_KHW, probability_CHW.sum(dim=0) > 0)
+        share_GPJ, token_hwF = clusters
+        height, width = token_hwF.shape[:2]
+        said_hwC = self.said(token_hwF, means(share_GPJ, own_GPC, height, width))
+        mixed_GPC = (share_GPJ @ _neighbours(said_hwC)) * own_GPC**self.config.own
         mixed_GPC = mixed_GPC / mixed_GPC.sum(dim=2, keepdim=True).clamp(min=1e-30)
         return mixed_GPC.reshape(height, width, cell, cell, -1).permute(4, 0, 2, 1, 3).reshape(shape)
+
+
+def means(share_GPJ: Tensor, values_GPC: Tensor, height: int, width: int) -> Tensor:
+    """A token's mean (h, w, C) of its pixels' class probabilities, by share; 0 where they have none."""
+    sums_hwC = received(share_GPJ.transpose(1, 2) @ values_GPC, height, width)
+    return sums_hwC / sums_hwC.sum(dim=2, keepdim=True).clamp(min=1e-30)
 
 
 def pixel_probabilities(position_HW: Tensor, confidence_HW: Tensor, classes: int) -> Tensor:
@@ -179,34 +191,7 @@ def pixel_probabilities(position_HW: Tensor, confidence_HW: Tensor, classes: int
     return result.scatter_(0, position_HW.clamp(min=0)[None], chosen[None])
 
 
-def token_loss(
-    supertokens: Supertokens, head: nn.Linear, cube_KHW: Tensor, valid_HW: Tensor, label_HW: Tensor
-) -> Tensor:
-    """Cross-entropy of the tokens' classes with class-proportion soft labels, a mean over labelled pixels.
-
-    A token's soft label is its labelled pixels' class shares; tokens weigh as many labelled pixels as they
-    hold, those without any nothing. Gradients reach the head and, through tokens and shares, the
-    projection.
-
-    Args:
-        supertokens: Clusters.
-        head: From a token's E features to C logits.
-        cube_KHW: Reduced components of a region of whole cells.
-        valid_HW: Where there is data.
-        label_HW: Class positions, -1 = unlabelled.
-    """
-    clusters: Clusters = supertokens(cube_KHW, valid_HW)
-    share_GPJ, token_hwF = clusters
-    height, width = token_hwF.shape[:2]
-    known_HW = (label_HW >= 0) & valid_HW
-    onehot = F.one_hot(label_HW.clamp(min=0), head.out_features).to(cube_KHW.dtype) * known_HW[..., None]
-    values_GPC = _cells(onehot.permute(2, 0, 1), supertokens.config.cell)
-    sums_hwC = _received(share_GPJ.transpose(1, 2) @ values_GPC, height, width)
-    logits_hwC: Tensor = head(token_hwF[..., : head.in_features])
-    return -(sums_hwC * logits_hwC.log_softmax(dim=2)).sum() / known_HW.sum().clamp(min=1)
-
-
-def _cells(values_CHW: Tensor, cell: int) -> Tensor:
+def cells(values_CHW: Tensor, cell: int) -> Tensor:
     """(C, H, W) -> (G, P, C), cells and their pixels row by row."""
     count, height, width = values_CHW.shape
     split = values_CHW.reshape(count, height // cell, cell, width // cell, cell)
@@ -221,7 +206,7 @@ def _neighbours(values_hwX: Tensor) -> Tensor:
     return torch.stack(parts, dim=2).flatten(0, 1)
 
 
-def _received(values_GJX: Tensor, height: int, width: int) -> Tensor:
+def received(values_GJX: Tensor, height: int, width: int) -> Tensor:
     """Sums (h, w, X) of what the cells round each cell give it; the reverse of ``_neighbours``."""
     padded = F.pad(values_GJX.reshape(height, width, len(_ROUND), -1), (0, 0, 0, 0, 1, 1, 1, 1))
     parts = [padded[1 - y : 1 - y + height, 1 - x : 1 - x + width, j] for j, (y, x) in enumerate(_ROUND)]

@@ -34,6 +34,7 @@ _PATHS = {
     "calibration": "classifier/calibration.json",
     "mixing": "classifier/mixing.json",
     "map": "map.zarr",
+    "tokens": "map_tokens.safetensors",
     "metrics": "metrics.json",
 }
 
@@ -58,7 +59,7 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-_MAP_SCORES = ("map_oa", "map_oa_pixel", "map_confusion")
+_MAP_SCORES = ("map_oa", "map_ece", "map_oa_pixel", "map_confusion")
 _REPORT_FILES = ("areas.json", "map.gpkg", "stac.json", "report.html")
 
 
@@ -97,6 +98,8 @@ class RunFolder:
     """The timesteps that a fusion's mixing weights leave."""
     map: Path = field(init=False)
     """Class, confidence and entropy of every pixel."""
+    tokens: Path = field(init=False)
+    """The classifier of supertokens."""
     metrics: Path = field(init=False)
     """Accuracy on the test pixels."""
 
@@ -187,7 +190,7 @@ class RunFolder:
                 self.classifier / "history.json", self.classifier / "ray_train", self.calibration,
                 self.mixing, self.metrics,
             ),
-            "map": (self.map, *(self.path / name for name in _MAP_FILES)),
+            "map": (self.map, self.tokens, *(self.path / name for name in _MAP_FILES)),
             "report": tuple(self.path / name for name in _REPORT_FILES),
         }[stage]  # fmt: skip
 

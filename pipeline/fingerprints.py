@@ -21,6 +21,7 @@ _SAID_IF_SET = {
     "fusion": ("kind", "width", "keep_timesteps"),
     "classifier": ("kind", "patch", "patience"),
     "map": ("regions",),
+    "supertokens": ("steps",),
     "split": ("untested", "inductive"),
 }
 """Settings that enter a fingerprint only where they differ from their default."""

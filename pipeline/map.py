@@ -15,6 +15,7 @@ import zarr
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
+from mtmsd.calibration import Reliability
 from mtmsd.metrics import Confusion
 from mtmsd.mosaic import Mosaic
 from mtmsd.purify import Selection
@@ -28,7 +29,8 @@ from pipeline.config import Config
 from pipeline.export import preview, write_cogs, write_overviews
 from pipeline.progress import metered, peak_rss
 from pipeline.readers import Reduced, TileReader
-from pipeline.regions import ARRAYS, PIXEL
+from pipeline.region_reader import PIXEL
+from pipeline.regions import ARRAYS
 from pipeline.scene import Scene, write_georeference
 from pipeline.scene_arrays import named_array
 from pipeline.trained import load_ensemble, make_extractor
@@ -97,7 +99,8 @@ def finish(folder: RunFolder, scene: Scene) -> None:
 
 
 def score(folder: RunFolder) -> dict[str, Any]:
-    """``map_oa``: share of the test pixels at which the finished map is right.
+    """``map_oa``: share of the test pixels at which the finished map is right; ``map_ece``: its calibration
+    error there.
 
     ``oa`` scores each test pixel by its own block's window alone; on the map neighbouring windows blend, and
     where regions have voted, ``map_oa_pixel`` is that of the map before, ``map_confusion`` that of the
@@ -109,7 +112,9 @@ def score(folder: RunFolder) -> dict[str, Any]:
     mapped: Any = zarr.open_group(str(folder.map), mode="r", use_consolidated=False)
     at, truth = (y[tested], x[tested]), label[tested]
     final = mapped["class"].vindex[at]
-    found: dict[str, Any] = {"map_oa": float((final == truth).mean())}
+    reliability = Reliability()
+    reliability.update(mapped["confidence"].vindex[at], final == truth)
+    found: dict[str, Any] = {"map_oa": float((final == truth).mean()), "map_ece": reliability.error()}
     if "class" + PIXEL in mapped:
         codes = np.asarray([entry["code"] for entry in read_json(folder.metrics)["per_class"]])
         confusion = Confusion(len(codes))

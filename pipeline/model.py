@@ -54,6 +54,11 @@ def model_config(model: Path, config_file: str | None, overrides: Sequence[str])
     needed += [folder.unet] if own.reads_features else []
     _check_parts(model, [str(path.relative_to(model)) for path in needed])
     asked = load_config(config_file, overrides, own)
+    if asked.supertokens.steps:
+        raise UserError(
+            f"--model {model}: expected supertokens.steps=0, found {asked.supertokens.steps}: a classifier "
+            "of tokens learns from training pixels of its scene, of which there are none; with 0 tokens vote"
+        )
     _check_unchanged(model, own.model_dump(mode="json"), asked.model_dump(mode="json"))
     return asked
 

@@ -48,8 +48,9 @@ def map_meaning(metrics: dict[str, Any]) -> str:
     if found is not None and before is not None:
         return (
             "Scored here: each test pixel as its own window sees it. On the map, supertokens of alike "
-            f"neighbouring pixels have voted: it is right at {percent(found)} of the same pixels; before the "
-            f"vote (class_pixel in map.zarr) it was at {percent(before)}."
+            f"neighbouring pixels have voted: it is right at {percent(found)} of the same pixels, with a "
+            f"calibration error of {metrics['map_ece']:.3f}; before the vote (class_pixel in map.zarr) it "
+            f"was at {percent(before)}."
         )
     if found is None or abs(found - metrics["oa"]) < 5e-5:
         return ""

@@ -126,6 +126,7 @@ def test_map_is_the_classifiers_answer(finished: Path) -> None:
     assert np.array_equal(codes[answer.position_N.numpy()], result["class"][at])
     np.testing.assert_allclose(answer.confidence_N.numpy(), result["confidence"][at], atol=1e-5)
     metrics = read_json(finished / "metrics.json")
+    assert metrics["map_ece"] == pytest.approx(metrics["ece"], abs=1e-6)
     assert metrics["map_oa"] == pytest.approx(metrics["oa"])  # these windows do not blend
 
 
@@ -224,12 +225,14 @@ def test_supertokens_vote_on_the_finished_pixels(finished: Path, run_copy: Path,
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("steps", [0, 20])
 def test_the_vote_of_supertokens_goes_on_and_can_be_taken_back(
-    finished: Path, run_copy: Path, tiny_scene: Path
+    steps: int, finished: Path, run_copy: Path, tiny_scene: Path
 ) -> None:
     arguments = [str(tiny_scene), "--config", str(TINY), "--out", str(run_copy), "--until", "map"]
-    arguments += ["--set", "map.regions=supertokens"]
+    arguments += ["--set", f"supertokens.steps={steps}", "--set", "map.regions=supertokens"]
     assert cli([*arguments, "--from", "map"]) == 0
+    assert RunFolder(run_copy).tokens.exists() == (steps > 0)
     group = zarr.open_group(run_copy / "map.zarr", mode="r+", use_consolidated=False)
     voted, before = _map(run_copy), read_json(finished / "metrics.json")
     records = read_json(run_copy / "stages.json")
@@ -242,7 +245,9 @@ def test_the_vote_of_supertokens_goes_on_and_can_be_taken_back(
     assert group["entropy_pixel"][0, 20] == 7.0
     for name, values in _map(run_copy).items():
         assert np.array_equal(values, voted[name], equal_nan=True), name
-    assert cli([*arguments[:-1], "map.regions=null", "--from", "map"]) == 0
+    without = [*arguments[:-3], "supertokens.steps=0", "--set", "map.regions=null", "--from", "map"]
+    assert cli(without) == 0
+    assert not RunFolder(run_copy).tokens.exists()
     assert read_json(run_copy / "metrics.json") == before, "nothing of the vote is left"
 
 
@@ -288,7 +293,7 @@ def test_training_repeats_bit_for_bit(finished: Path, run_copy: Path, tiny_scene
         mine, theirs = load_file(run_copy / name), load_file(finished / name)
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
     whole = read_json(finished / "metrics.json")
-    del whole["map_oa"]  # of a stage that this run has not reached
+    del whole["map_oa"], whole["map_ece"]  # of a stage that this run has not reached
     assert read_json(run_copy / "metrics.json") == whole
     assert not (run_copy / "map.zarr").exists(), "results of stages that follow must not stay"
 

@@ -28,6 +28,7 @@ OTHERS = {
     "diffusion_ssftt": ["classifier.kind=diffusion_ssftt", *PATCH],
     "multistage": ["unet.kind=multistage", "unet.cuts=[300, 600]"],
     "supertokens": ["map.regions=supertokens"],
+    "token classifier": ["map.regions=supertokens", "supertokens.steps=50"],
 }
 
 

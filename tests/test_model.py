@@ -301,6 +301,13 @@ def test_a_model_of_before_there_were_experts_has_none(model: Path) -> None:
     assert model_config(model, None, []).experts == ()
 
 
+def test_tokens_cannot_learn_without_training_pixels(model: Path) -> None:
+    tokens = ["map.regions=supertokens", "supertokens.steps=9"]
+    with pytest.raises(UserError, match=r"supertokens\.steps=0, found 9"):
+        model_config(model, None, tokens)
+    assert model_config(model, None, tokens[:1]).map.regions == "supertokens"
+
+
 def test_only_the_map_can_be_configured(model: Path) -> None:
     assert model_config(model, None, ["map.tile=32"]).map.tile == 32
     with pytest.raises(UserError, match=r"made with seed=0, found seed=1; with --model only map\.\*"):

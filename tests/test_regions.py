@@ -11,13 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mtmsd.split import TEST, TRAIN
 from mtmsd.supertokens import SupertokenConfig, Supertokens, pixel_probabilities
 from pipeline.artifacts import RunFolder, write_json
 from pipeline.config import Config, load_config
 from pipeline.errors import UserError
 from pipeline.fingerprints import fingerprints
 from pipeline.readers import Reduced
-from pipeline.regions import ARRAYS, PIXEL, RegionActor, RegionReader
+from pipeline.region_reader import PIXEL, RegionReader
+from pipeline.regions import ARRAYS, RegionActor
+from pipeline.tokens import train_and_write, training_regions
 from pipeline.units import TileGrid, TileRegions
 
 CODES = [2, 5, 9]
@@ -46,6 +49,15 @@ def made(path: Path, height: int, width: int, seed: int) -> RunFolder:
     return folder
 
 
+def label_some(folder: RunFolder, height: int, width: int) -> None:
+    """Labelled pixels of the stripes' classes, of which two in three train."""
+    y, x = (values.ravel()[::5] for values in np.mgrid[:height, :width])
+    label, split = np.asarray(CODES)[x // 9 % 3], np.where(np.arange(y.size) % 3 < 2, TRAIN, TEST)
+    group = zarr.open_group(folder.features, mode="w")
+    for name, values in {"y_index": y, "x_index": x, "label": label, "split": split}.items():
+        group.create_array(name, data=values)
+
+
 def voted(config: Config, folder: RunFolder, shape: tuple[int, int]) -> dict[str, NDArray[Any]]:
     """The second pass, tile by tile, last tile first."""
     grid = TileGrid(*shape, config.tile)
@@ -62,12 +74,13 @@ def voted(config: Config, folder: RunFolder, shape: tuple[int, int]) -> dict[str
     return whole
 
 
-def settings_of(cell: int, iterations: int, tile: int) -> Config:
+def settings_of(cell: int, iterations: int, tile: int, steps: int = 0) -> Config:
     return load_config(
         None,
         [
             "patches.stride=1", "patches.blend=0", "map.regions=supertokens", f"map.tile={tile}",
             f"supertokens.cell={cell}", f"supertokens.iterations={iterations}",
+            f"supertokens.steps={steps}",
         ],
     )  # fmt: skip
 
@@ -93,6 +106,48 @@ def test_any_tiling_gives_the_vote_on_the_whole_scene(
     assert np.array_equal(tiled["class"], whole["class"])
     for name in ("confidence", "entropy"):
         np.testing.assert_allclose(tiled[name], whole[name], atol=1e-6)
+
+
+def test_any_tiling_gives_the_answer_of_the_same_token_classifier(tmp_path: Path) -> None:
+    folder, shape = made(tmp_path / "run", 40, 60, seed=4), (40, 60)
+    label_some(folder, *shape)
+    train_and_write(settings_of(4, 2, 80, steps=30), folder, *shape)
+    tiled, whole = (voted(settings_of(4, 2, side, steps=30), folder, shape) for side in (13, 80))
+    for name in ARRAYS:
+        np.testing.assert_allclose(tiled[name], whole[name], atol=1e-5)
+    by_vote = voted(settings_of(4, 2, 80), folder, shape)
+    assert not np.allclose(by_vote["confidence"], whole["confidence"], atol=0.01, equal_nan=True)
+
+
+def test_tokens_learn_from_training_pixels_alone(tmp_path: Path) -> None:
+    folder, shape, config = made(tmp_path / "run", 40, 60, seed=5), (40, 60), settings_of(4, 1, 80, steps=8)
+    label_some(folder, *shape)
+    grid = TileGrid(*shape, 16)
+    regions = training_regions(config, folder, grid)
+    group = zarr.open_group(folder.features)
+    split, label, y, x = (np.asarray(group[name][...]) for name in ("split", "label", "y_index", "x_index"))
+    assert len(regions) == 12
+    assert sum(int((region.label_HW >= 0).sum()) for region in regions) == (split == TRAIN).sum()
+    halo = config.supertokens.halo * 4
+    for unit, region in enumerate(regions):
+        y0, _, x0, _ = grid.bounds(unit)
+        for row, column in (region.label_HW >= 0).nonzero().tolist():
+            (at,) = np.flatnonzero((y == y0 - halo + row) & (x == x0 - halo + column))
+            assert split[at] == TRAIN
+            assert CODES[region.label_HW[row, column]] == label[at]
+    train_and_write(config, folder, *shape)
+    weights = folder.tokens.read_bytes()
+    label[split == TEST] = CODES[0]
+    group["label"][...] = label
+    train_and_write(config, folder, *shape)
+    assert folder.tokens.read_bytes() == weights
+
+
+def test_of_too_many_regions_some_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config = made(tmp_path / "run", 40, 60, seed=5), settings_of(4, 1, 80)
+    label_some(folder, 40, 60)
+    monkeypatch.setattr("pipeline.tokens._BYTES", 4 * (4 * 15) ** 2 * 4 * 7)
+    assert len(training_regions(config, folder, TileGrid(40, 60, 16))) == 4
 
 
 def test_the_pass_is_the_vote_of_the_science(tmp_path: Path) -> None:
