@@ -46,11 +46,12 @@ def map_meaning(metrics: dict[str, Any]) -> str:
     """What the finished map's own accuracy adds, where it differs."""
     found, before = metrics.get("map_oa"), metrics.get("map_oa_pixel")
     if found is not None and before is not None:
+        error = metrics.get("map_ece")  # not in runs of before
+        sure = "" if error is None else f", with a calibration error of {error:.3f}"
         return (
             "Scored here: each test pixel as its own window sees it. On the map, supertokens of alike "
-            f"neighbouring pixels have voted: it is right at {percent(found)} of the same pixels, with a "
-            f"calibration error of {metrics['map_ece']:.3f}; before the vote (class_pixel in map.zarr) it "
-            f"was at {percent(before)}."
+            f"neighbouring pixels have voted: it is right at {percent(found)} of the same pixels{sure}; "
+            f"before the vote (class_pixel in map.zarr) it was at {percent(before)}."
         )
     if found is None or abs(found - metrics["oa"]) < 5e-5:
         return ""
