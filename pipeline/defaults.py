@@ -59,7 +59,8 @@ def _train_fraction(scene: Scene) -> float:
 
 
 def machine_rules(folder: RunFolder, values: Mapping[str, Any]) -> Settings:
-    """What the machine decides: bfloat16 where it has the instructions for it, as a run that was begun had.
+    """What the machine decides: bfloat16 where it has the instructions for it, as a run had whose pretraining
+    has begun.
 
     Args:
         folder: The run folder, which may not exist yet.
@@ -68,7 +69,7 @@ def machine_rules(folder: RunFolder, values: Mapping[str, Any]) -> Settings:
     sections = ("pretrain", "features")
     if all("precision" in (values.get(section) or {}) for section in sections):
         return {}  # nothing to ask a cluster for
-    if folder.run.exists():
+    if folder.run.exists() and "pretrain" in folder.records():
         begun = read_json(folder.run)["config"]
         pretrain, features = (begun[section]["precision"] for section in sections)
     else:

@@ -113,6 +113,9 @@ def test_the_image_is_safe_by_default() -> None:
     assert {name for name, _ in found} <= {"FROM", "RUN", "COPY", "WORKDIR", "ENV", "USER"}
     assert [value for name, value in found if name == "USER"] == ["ray"]
     assert any("RAY_AUTH_MODE=token" in value for name, value in found if name == "ENV")
+    # ray up mounts the token below the HOME of the image's environment, /root where it states none.
+    assert any("HOME=/home/ray" in value.split() for name, value in found if name == "ENV")
+    assert any("--owner ray" in value and "/home/ray/.ray" in value for name, value in found if name == "RUN")
     assert not any(":latest" in value or ":" not in value for name, value in found if name == "FROM")
 
 

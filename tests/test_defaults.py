@@ -106,6 +106,10 @@ def test_precision_is_the_machine_s_until_a_run_has_begun(
     begun = settle(opened, folder, None, [f"pretrain.precision={other}"]).config
     folder.path.mkdir()
     write_json(folder.run, {"config": begun.model_dump(mode="json")})
+    write_json(folder.stages, {"reduce": {"status": "done"}})
+    reduced = settle(opened, folder, None, []).config
+    assert reduced.pretrain.precision == wanted, "reduce may run on other machines"
+    write_json(folder.stages, {"reduce": {"status": "done"}, "pretrain": {"status": "running"}})
     again = settle(opened, folder, None, []).config
     assert (again.pretrain.precision, again.features.precision) == (other, wanted), "that of the run"
 

@@ -174,6 +174,13 @@ def test_aws_nodes_use_a_group_of_the_users() -> None:
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
 
 
+def test_aws_containers_are_shown_their_gpus() -> None:
+    """Ray adds the runtime of NVIDIA alone, which without these shows none."""
+    options = load("aws.yaml")["docker"]["worker_run_options"]
+    assert "--env NVIDIA_VISIBLE_DEVICES=all" in options
+    assert "--env NVIDIA_DRIVER_CAPABILITIES=compute,utility" in options
+
+
 def test_one_image_everywhere() -> None:
     images = {
         c["image"] for name in CLUSTERS for pod in pods(cluster_spec(load(name))) for c in pod["containers"]
