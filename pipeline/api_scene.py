@@ -15,8 +15,9 @@ from pipeline.classes import ClassTable, from_attributes
 from pipeline.errors import UserError
 from pipeline.georeference import Floats, Transform, parse_transform, plain_index, regular, settled_transform
 from pipeline.ingest_labels import to_codes
+from pipeline.nanometres import NM_PER_UNIT
 from pipeline.scene import open_scene, write_scene
-from pipeline.scene_arrays import NM_PER_UNIT, one_fill, packing, stated_fills
+from pipeline.scene_arrays import one_fill, packing, stated_fills
 
 _BANDS = ("band", "wavelength")
 
@@ -39,6 +40,7 @@ def put_scene(source: xr.Dataset | str | Path, labels: Any, path: Path) -> Path:
         storage.remove(path)  # what an interrupted upload left
     target = path.with_name(f"{path.name}.{os.getpid()}.new") if there else path
     reflectance = _reflectance(dataset)
+    dataset = _with_mapping(dataset)
     codes, classes = _labels(dataset, reflectance, labels)
     data, fill = one_fill(reflectance.data, reflectance.attrs)
     try:
@@ -89,6 +91,13 @@ def _reflectance(dataset: xr.Dataset) -> xr.DataArray:
             return array.transpose(band, "y", "x")
     shown = ", ".join(map(str, array.dims))
     raise UserError(f"dataset: reflectance must have the dimensions band, y, x, found {shown}; rename them")
+
+
+def _with_mapping(dataset: xr.Dataset) -> xr.Dataset:
+    """A dataset whose grid mapping is a coordinate; as xarray opens files by itself it is a variable."""
+    image = dataset["reflectance"]
+    name = image.encoding.get("grid_mapping") or image.attrs.get("grid_mapping") or "spatial_ref"
+    return dataset.set_coords(name) if name in dataset.data_vars else dataset
 
 
 def _labels(dataset: xr.Dataset, like: xr.DataArray, labels: Any) -> tuple[Any, ClassTable | None]:

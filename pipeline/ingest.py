@@ -23,6 +23,7 @@ from pipeline.ingest_ground_truth import scene_labels
 from pipeline.ingest_mosaic import mosaic
 from pipeline.ingest_options import Options
 from pipeline.ingest_read import read_cube
+from pipeline.interrupt import interruptible
 from pipeline.scene import Scene, open_scene, write_scene
 from pipeline.sources.layout import Cube
 from pipeline.storage import is_local, location
@@ -97,14 +98,17 @@ def _with_options(cube: Cube, source: Path, options: Options) -> Cube:
     wavelength_nm = cube.wavelength_nm
     if options.wavelengths is not None:
         wavelength_nm = ingest_options.parse_wavelengths(options.wavelengths, bands)
+    data, fill, notes = ingest_options.joined_fill(options.fill, cube)
     placed = ingest_options.parse_transform(options.transform, options.pixel_size, options.origin)
     return replace(
         cube,
+        data=data,
+        notes=(*cube.notes, *notes),
         crs_wkt=ingest_options.one_crs(options.crs, cube.crs_wkt, str(source)),
         transform=ingest_options.one_transform(placed, cube.transform, cube.data.shape[1:], str(source)),
         wavelength_nm=wavelength_nm,
         scale_factor=options.scale_factor if options.scale_factor is not None else cube.scale_factor,
-        fill=ingest_options.stored_fill(options.fill, cube.fill, cube.data.dtype),
+        fill=fill,
     )
 
 
@@ -256,7 +260,7 @@ def command(paths: tuple[Path, ...], only_describe: bool, **options: Any) -> Non
     Several SOURCEs are flight lines of one area and become one mosaic on the grid of the first.
     """  # fmt: skip
     given = Options(**options)
-    with warnings.catch_warnings():
+    with interruptible(), warnings.catch_warnings():
         # A raster without a place is a plain image here; threads read, and share these filters.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         if only_describe:

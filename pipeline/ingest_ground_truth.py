@@ -68,8 +68,10 @@ def _from_shapes(
             f"{path}: expected features inside of the image, {_box(bounds)} in its CRS, found none of "
             f"{layer.features}; check the CRS of both with --describe"
         )
-    codes, table, unlisted = _codes(found.value, listed, options, f"{path}: column {column}")
+    codes, table, unlisted = _codes(found, listed, options, f"{path}: column {column}")
     labels, contested = rasterise(found.geometry, codes, cube.transform, (height, width), options.all_touched)
+    if codes.any():
+        ingest_labels.check_some(labels, f"{path}: {len(codes)} features inside of the image")
     click.echo(f"labels: {len(found.geometry)} features of {path.name}, classes from column {column}")
     for note in found.notes:
         click.echo(f"{path.name}: {note}")
@@ -85,21 +87,23 @@ def _from_shapes(
 
 
 def _codes(
-    value: Array, listed: ClassFile | None, options: Options, where: str
+    features: vector.Features, listed: ClassFile | None, options: Options, where: str
 ) -> tuple[Array, ClassTable | None, int]:
     """Return the code of each feature, the classes, and how many features no class claims.
 
-    Without a class file, text gets the codes 1, 2, … in alphabetical order.
+    Without a class file, the texts of the layer get the codes 1, 2, … in alphabetical order.
 
     Raises:
         UserError: The class file lacks classes that the features name.
     """
+    value = features.value
     if listed is None and value.dtype.kind == "i":
         return value, None, 0
-    found = sorted(set(value.tolist()))
     if listed is None:
-        table = table_of((code, str(text), None) for code, text in enumerate(found, 1))
-        return np.array([found.index(text) + 1 for text in value], np.int64), table, 0
+        code_of_text = {text: code for code, text in enumerate(features.texts, 1)}
+        table = table_of((code, text, None) for text, code in code_of_text.items())
+        return np.array([code_of_text[text] for text in value], np.int64), table, 0
+    found = sorted(set(value.tolist()))
     code_of: dict[Any, int] = dict(listed.code_of_source if value.dtype.kind == "i" else listed.code_of_text)
     code_of.setdefault(0, 0)
     unlisted = [one for one in found if one not in code_of]

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pyproj
+from pyproj.exceptions import ProjError
 
 from pipeline.errors import UserError
 from pipeline.georeference import Transform, parse_crs
+from pipeline.scene_writer import is_free
+from pipeline.sources.layout import Cube
 
 _FILES = frozenset(
     (".tif", ".tiff", ".hdr", ".img", ".dat", ".mat", ".npy", ".nc", ".h5", ".he5", ".hdf5", ".gpkg", ".shp")
@@ -61,7 +65,7 @@ def check_target(target: Path, options: Options) -> None:
             f"SCENE {target}: the last path is where the scene is written, and this is a file; give a new "
             f"path that ends in .zarr{hint}"
         )
-    if target.exists():
+    if not is_free(target):
         raise UserError(f"scene {target}: exists already; choose another path or remove it")
     if target.suffix.lower() in _FILES:
         raise UserError(
@@ -187,6 +191,23 @@ def stored_fill(option: float | None, found: float | None, dtype: np.dtype[Any])
     return None
 
 
+def joined_fill(option: float | None, cube: Cube) -> tuple[Any, float | None, tuple[str, ...]]:
+    """Return the data, the fill value to store, and what to say: the option joins the source's own value.
+
+    Raises:
+        UserError: The option is no value of the type.
+    """
+    dtype = cube.data.dtype
+    own = None if cube.fill is None else stored_fill(None, cube.fill, dtype)
+    wanted = stored_fill(option, None, dtype)
+    if option is None or own is None or own == wanted or np.isnan(own):
+        return cube.data, own if option is None and own is not None else wanted, ()
+    value = dtype.type(option)
+    unseen = np.isnan(cube.data) if np.isnan(value) else cube.data == value
+    note = f"no data: --fill {option:g}, as the source's own {own:g}"
+    return da.where(unseen, dtype.type(own), cube.data), own, (note,)
+
+
 def one_crs(option: str | None, found: str | None, where: str) -> str | None:
     """Return the CRS of the scene as WKT from --crs and the source; UserError on conflict."""
     if option is None:
@@ -218,8 +239,28 @@ def same_crs(one: pyproj.CRS, other: pyproj.CRS) -> bool:
     """Whether two CRS are the same, in whatever dialect of WKT each is written."""
     if one.equals(other, ignore_axis_order=True):
         return True
-    codes = [crs.to_epsg(min_confidence=25) for crs in (one, other)]
-    return codes[0] is not None and codes[0] == codes[1]
+    codes = [crs.to_epsg(min_confidence=25) for crs in (one, other)]  # so unsure it compares names alone
+    return codes[0] is not None and codes[0] == codes[1] and _same_grid(one, other, codes[0])
+
+
+def _same_grid(one: pyproj.CRS, other: pyproj.CRS, code: int) -> bool:
+    """Whether two CRS of the same registered name put longitudes and latitudes at the same coordinates."""
+    area = pyproj.CRS.from_epsg(code).area_of_use
+    if area is None:
+        return False
+    longitude, latitude = np.linspace(area.west, area.east, 5), np.linspace(area.south, area.north, 5)
+    try:
+        first, second = (
+            np.stack(
+                pyproj.Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True).transform(
+                    longitude, latitude
+                )
+            )
+            for crs in (one, other)
+        )
+    except ProjError:
+        return False
+    return bool(np.allclose(first, second, rtol=0, atol=1e-3, equal_nan=True))
 
 
 def same_transform(one: Transform, other: Transform, size: tuple[int, int]) -> bool:
@@ -239,5 +280,8 @@ def registered_crs(wkt: str) -> str:
 
     ENVI and Shapefiles write a dialect: the same CRS in the same words keeps scenes comparable.
     """
-    code = pyproj.CRS.from_wkt(wkt).to_epsg()
+    crs = pyproj.CRS.from_wkt(wkt)
+    if crs.datum is not None and "unknown" in crs.datum.name.lower():
+        return wkt  # several of the registry would fit, metres apart
+    code = crs.to_epsg()
     return f"EPSG:{code}" if code is not None else wkt

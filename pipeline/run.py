@@ -88,7 +88,7 @@ def main(
         config_file = config_file or (str(_ROOT / "configs/demo.yaml") if demo else None)
         load_config(config_file, overrides)  # a mistake in it is told before anything is opened or made
     opened = None if demo else open_scene(str(scene))
-    if opened and f"{folder.path}/".startswith(f"{opened.url}/"):
+    if opened and f"{folder.path}/".startswith(f"{location(opened.url).resolve()}/"):
         raise UserError(f"--out {folder.path}: lies in the scene, which is only read; choose another --out")
     with interruptible(), nullcontext() if dry_run else locked(folder.path):
         if demo and dry_run and not has_group(folder.path / "scene.zarr"):

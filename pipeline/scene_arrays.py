@@ -18,16 +18,12 @@ from pipeline import storage
 from pipeline.chunks import read_region
 from pipeline.classes import ClassTable, from_attributes, plain_table
 from pipeline.errors import UserError, one_line, store_says
+from pipeline.nanometres import NM_PER_UNIT
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ZarrArray = zarr.Array[Any]
 Region = tuple[slice, ...]
 
-NM_PER_UNIT = {
-    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1.0),
-    **dict.fromkeys(("um", "µm", "μm", "micron", "microns", "micrometer", "micrometers"), 1e3),
-    **dict.fromkeys(("micrometre", "micrometres"), 1e3),
-}
 _SAMPLED_CHUNKS = 64
 _SAMPLED_BYTES = 256 * 2**20
 _LARGEST_CODE = 2**16 - 1

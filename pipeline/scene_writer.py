@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def write_scene(
     if wavelength_nm is not None:
         described["coordinates"] = "wavelength"
     chunks = (bands_per_chunk or reflectance.shape[0], chunk, chunk)
-    with _appearing(target) as place:
+    with _appearing(target) as place, _writers():
         group = zarr.create_group(place, zarr_format=3, attributes=dict(attributes or {}))
         stored = [_create(group, "reflectance", reflectance, chunks, fill_value, described)]
         if labels is not None:
@@ -85,6 +86,20 @@ def write_scene(
 
 
 @contextmanager
+def _writers() -> Iterator[None]:
+    """Threads for what dask computes here: they end before this does, so that nothing is written later."""
+    import dask
+    from dask.system import CPU_COUNT
+
+    pool = ThreadPoolExecutor(CPU_COUNT)
+    try:
+        with dask.config.set(pool=pool):
+            yield
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
 def _appearing(target: Path) -> Iterator[str | Store]:
     """Give a place to write a group into, which becomes the target unless something fails.
 
@@ -97,6 +112,7 @@ def _appearing(target: Path) -> Iterator[str | Store]:
             yield str(place)
             place.rename(_free_path(target))
         else:
+            storage.remove(target)
             store = _RootLast(FsspecStore.from_url(str(target)))
             yield store
             (target / _ROOT).write_bytes(store.root)
@@ -148,9 +164,26 @@ class _RootLast(WrapperStore[Store]):
 def _free_path(path: str | Path) -> Path:
     """Return the absolute path, after checking that nothing lies there."""
     target = storage.location(str(path)).resolve()
-    if target.exists():  # in an object store also what is no scene, or half of one
+    if not is_free(target):
         raise UserError(f"scene {target}: exists already; choose another path or remove it")
     return target
+
+
+def is_free(target: Path) -> bool:
+    """Whether nothing lies at a place, but, in an object store, arrays of a scene whose upload was cut off.
+
+    These have no root: the same scene is written over them.
+    """
+    if storage.is_local(target):
+        return not target.exists()
+    there = storage.names(target)
+    if not there:
+        return not target.exists()
+    return set(there) <= _PARTS and all(set(storage.names(target / part)) <= _OF_ARRAY for part in there)
+
+
+_PARTS = frozenset(("reflectance", "labels", "wavelength", "y", "x", "spatial_ref"))
+_OF_ARRAY = frozenset(("zarr.json", "c"))
 
 
 def _check_shapes(reflectance: Any, wavelength_nm: Any, labels: Any, target: Path) -> None:

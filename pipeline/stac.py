@@ -109,6 +109,8 @@ def _footprint(scene: Scene) -> tuple[dict[str, Any] | None, list[float] | None]
         return None, None
     outline = outline.round(8)
     outline[:, 0] = np.unwrap(outline[:, 0], period=360)
+    if abs(outline[-1, 0] - outline[0, 0]) > 180:  # round a pole: no polygon in longitude and latitude
+        return None, None
     if np.sum(outline[:-1, 0] * outline[1:, 1] - outline[1:, 0] * outline[:-1, 1]) < 0:
         outline = outline[::-1]  # GeoJSON goes round anticlockwise
     (west, south), (east, north) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
@@ -119,11 +121,12 @@ def _footprint(scene: Scene) -> tuple[dict[str, Any] | None, list[float] | None]
 
 def _over_antimeridian(outline: Array) -> dict[str, Any]:
     """Return an outline whose longitudes pass 180 degrees as two polygons (RFC 7946, section 3.1.9)."""
-    whole, parts = shapely.Polygon(outline), []
+    whole, parts = shapely.Polygon(outline), list[Any]()
     for turn in (-360, 0, 360):
         part = shapely.intersection(whole, shapely.box(turn - 180, -90, turn + 180, 90))
         if part.area:
-            parts.append(shapely.orient_polygons(shapely.transform(part, lambda xy, by=turn: xy - [by, 0])))
+            moved = shapely.orient_polygons(shapely.transform(part, lambda xy, by=turn: xy - [by, 0]))
+            parts += getattr(moved, "geoms", [moved])
     return dict(mapping(shapely.MultiPolygon(parts)))
 
 

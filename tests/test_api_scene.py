@@ -217,3 +217,16 @@ def test_a_change_that_no_sample_sees_is_another_scene(tmp_path: Path) -> None:
     assert unseen, "of 81 chunks 64 are sampled"
     with pytest.raises(UserError, match="another scene or other labels"):
         put(changed, None, tmp_path / "scene.zarr")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_dataset_as_xarray_opens_it_keeps_its_place(turned: bool, tmp_path: Path) -> None:
+    """Without ``decode_coords="all"`` the grid mapping is a variable among the data."""
+    transform = (2.0, 0.5, 100.0, 0.5, -2.0, 900.0) if turned else (2.0, 0.0, 5e5, 0.0, -2.0, 4e6)
+    write_scene(tmp_path / "s.zarr", cube(), crs="EPSG:32615", transform=transform)
+    opened = xr.open_zarr(tmp_path / "s.zarr", consolidated=False, mask_and_scale=False)
+    assert "spatial_ref" in opened.data_vars
+    scene = put(opened, None, tmp_path / "scene.zarr")
+    assert scene.crs_wkt is not None
+    assert rasterio.crs.CRS.from_wkt(scene.crs_wkt).to_epsg() == 32615
+    assert scene.transform == pytest.approx(transform)

@@ -1,18 +1,27 @@
 """Ingest: what the user gets wrong is said in one line, and nothing is written."""
 
+import os
+import re
+import signal
 import socket
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
 import ray
 import scipy.io
 from affine import Affine
 
+from pipeline import ingest
 from pipeline.errors import UserError
-from pipeline.georeference import Transform
+from pipeline.georeference import Transform, parse_crs
 from pipeline.ingest import scheduler
-from pipeline.ingest_options import same_transform
+from pipeline.ingest_options import Options, registered_crs, same_crs, same_transform
+from pipeline.sources.layout import Cube
 from tests.ingest_files import cube, label_map, label_tif, run, write_source
 
 # rioxarray 0.19 multiplies affine transforms in a way that affine 3 announces to drop.
@@ -152,3 +161,55 @@ def test_a_cluster_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(UserError, match=f"RAY_ADDRESS={address}: no cluster answers"):
         scheduler()
+
+
+@pytest.mark.parametrize(
+    ("code", "stated", "edited"),
+    [(26915, "-93", "-94.5"), (3035, "52", "50"), (5070, "-96", "-90")],
+)
+def test_a_crs_of_another_meridian_is_another_whatever_its_name(code: int, stated: str, edited: str) -> None:
+    own = pyproj.CRS.from_epsg(code)
+    for version in ("WKT1_GDAL", "WKT1_ESRI", "WKT2_2019"):
+        dialect = own.to_wkt(version)
+        assert same_crs(own, parse_crs(dialect, "x"))
+        other = dialect.replace(f",{stated},", f",{edited},").replace(f",{stated}.0]", f",{edited}]")
+        other = other.replace(f",{stated}]", f",{edited}]").replace(f'["EPSG",{code}]', "")
+        other = re.sub(rf',(ID|AUTHORITY)\["EPSG","?{code}"?\]', "", other)
+        assert other != dialect
+        assert not same_crs(own, parse_crs(other, "x")), version
+
+
+def test_a_crs_without_a_datum_gets_none() -> None:
+    wkt = pyproj.CRS("+proj=utm +zone=55 +south +ellps=GRS80 +units=m").to_wkt()
+    assert registered_crs(wkt) == wkt
+    assert registered_crs(pyproj.CRS(28355).to_wkt("WKT1_ESRI")) == "EPSG:28355"
+
+
+def test_a_header_offset_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_source(tmp_path, "bil")
+    text = source.read_text()
+    source.write_text(re.sub("header offset *= *0", "header offset = abc", text))
+    assert source.read_text() != text
+    assert run(source, tmp_path / "s") == 2
+    assert "header offset must be a whole number of bytes, found 'abc'" in capsys.readouterr().err
+
+
+def test_asked_to_end_it_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(block: np.ndarray) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        return block
+
+    whole = ingest._one_cube
+
+    def one_cube(sources: list[Path], options: Options) -> tuple[Cube, dict[str, Any]]:
+        cube, attributes = whole(sources, options)
+        return replace(cube, data=cube.data.map_blocks(asked, dtype=cube.data.dtype)), attributes
+
+    monkeypatch.setattr(ingest, "_one_cube", one_cube)
+    source = write_source(tmp_path, "tif")
+    assert run(source, tmp_path / "s") == 1
+    assert "interrupted; the same command begins anew" in capsys.readouterr().err
+    assert not list(tmp_path.glob("s*"))

@@ -11,6 +11,7 @@ import xarray as xr
 import zarr
 from pyproj import CRS
 
+from pipeline.nanometres import nanometres
 from pipeline.scene import open_scene
 from tests.ingest_files import run
 
@@ -260,3 +261,71 @@ def test_a_coordinate_of_another_length_is_not_the_image_s(tmp_path: Path) -> No
         root["coarse"].create_array(axis, data=20.0 * np.arange(1, 5), dimension_names=(axis,))  # type: ignore[union-attr]
     assert run(tmp_path / "c.zarr", tmp_path / "s") == 0
     assert open_scene(str(tmp_path / "s")).transform is None
+
+
+def test_fill_joins_the_files_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the lookup table leaves empty has the file's value, and does not become data."""
+    write_emit(tmp_path / "e.nc")
+    assert run(tmp_path / "e.nc", tmp_path / "plain") == 0
+    assert run(tmp_path / "e.nc", tmp_path / "s", "--fill", "7", "--keep-bad-bands") == 0
+    assert "no data: --fill 7, as the source's own -9999" in capsys.readouterr().out
+    plain, scene = (open_scene(str(tmp_path / name)) for name in ("plain", "s"))
+    outside = np.isnan(plain.read(0, 3, 0, 6)).all(axis=0)
+    found = scene.read(0, 3, 0, 6)
+    assert np.isnan(found[:, outside]).all()
+    assert np.nanmin(found) >= 1
+    assert not (found == 7).any()
+    assert np.isnan(found[:, ~outside]).sum() == 1, "the one 7 of the swath"
+
+
+def test_a_full_name_comes_before_a_short_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    group = zarr.create_group(tmp_path / "m.zarr")
+    for name, size in (("reflectance", 8), ("overview_2/reflectance", 4), ("fine/img", 6), ("coarse/img", 3)):
+        group.create_array(
+            name, data=np.ones((5, size, size + 1), np.uint16), dimension_names=("band", "y", "x")
+        )
+    assert run(tmp_path / "m.zarr", tmp_path / "s", "--variable", "reflectance") == 0
+    assert open_scene(str(tmp_path / "s")).height == 8
+    assert run(tmp_path / "m.zarr", tmp_path / "t", "--variable", "img") == 2
+    assert "found coarse/img and fine/img; name the group too" in capsys.readouterr().err
+    assert run(tmp_path / "m.zarr", tmp_path / "t", "--variable", "fine/img") == 0
+    assert open_scene(str(tmp_path / "t")).height == 6
+
+
+@pytest.mark.parametrize("unsigned", ["true", None])
+def test_what_netcdf_3_keeps_as_signed_is_unsigned(unsigned: str | None, tmp_path: Path) -> None:
+    values = np.linspace(60, 59940, 60).round().astype(np.uint16).reshape(3, 5, 4)
+    values[:, 0, 0] = 65535
+    with netCDF4.Dataset(tmp_path / "u.nc", "w", format="NETCDF3_CLASSIC") as file:
+        for name, size in (("band", 3), ("y", 5), ("x", 4)):
+            file.createDimension(name, size)
+        image = file.createVariable("reflectance", "i2", ("band", "y", "x"), fill_value=-1)
+        image.set_auto_maskandscale(False)
+        if unsigned:
+            image.setncattr("_Unsigned", unsigned)
+        image[:] = values.view(np.int16)
+    assert run(tmp_path / "u.nc", tmp_path / "s") == 0
+    found = open_scene(str(tmp_path / "s")).read(0, 5, 0, 4)
+    expected = (values if unsigned else values.view(np.int16)).astype(np.float32)
+    expected[:, 0, 0] = np.nan
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "expected"),
+    [
+        ("m", [4.5e-7, 5e-7, 9e-7], (450, 500, 900)),
+        ("Angstroms", [4000, 5000, 9000], (400, 500, 900)),
+        ("Nanometers", [0.4, 0.5, 0.9], (400, 500, 900)),
+        ("Micrometers", [400, 500, 900], (400, 500, 900)),
+        ("", [0.4, 0.5, 2.4], (400, 500, 2400)),
+        ("Unknown", [0, 500, 900], (0, 500, 900)),
+        ("Wavenumber", [25000, 20000, 11111], None),
+        ("Index", [1, 2, 200], None),
+        ("nm", [1, 2, 200], None),
+    ],
+)
+def test_units_of_wavelengths(unit: str, values: list[float], expected: tuple[float, ...] | None) -> None:
+    found, notes = nanometres(np.array(values), unit)
+    assert found == (None if expected is None else pytest.approx(expected))
+    assert ("not understood; give --wavelengths" in " ".join(notes)) == (expected is None)

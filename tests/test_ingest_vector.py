@@ -79,6 +79,30 @@ def test_text_classes_are_named(tmp_path: Path) -> None:
     assert labels(scene)[:4, 0].tolist() == [2, 1, 2, 0]
 
 
+def test_a_text_has_the_same_code_in_every_image(tmp_path: Path) -> None:
+    """Of the layer's three classes this image holds the last; another's numbers would look like codes."""
+    far = 10 * WIDTH
+    rows = [
+        (pixels(0, 1, far, far + 9), "grass"),
+        (pixels(0, 1, far, far + 9), "7"),
+        (pixels(1, 2, 0, 9), "road"),
+    ]
+    scene = made(tmp_path, frame(rows))
+    assert (scene.classes.codes, scene.classes.names) == ((1, 2, 3), ("7", "grass", "road"))
+    assert labels(scene)[:3, 0].tolist() == [0, 3, 0]
+    numbers = [(pixels(0, 1, far, far + 9), "grass"), (pixels(1, 2, 0, 9), "7")]
+    (tmp_path / "other").mkdir()
+    assert labels(made(tmp_path / "other", frame(numbers)))[1, 0] == 1
+
+
+def test_shapes_that_hold_no_pixel_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame([(pixels(0.1, 0.3, 0, 9), 3)]).to_file(tmp_path / "l.gpkg")
+    source = write_source(tmp_path, "tif")
+    assert run(source, tmp_path / "s", "--labels", tmp_path / "l.gpkg") == 2
+    assert "1 features inside of the image: expected labels, found 0" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
 def test_class_file_names_text_and_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(pixels(0, 1, 0, 9), "water"), (pixels(1, 2, 0, 9), "roof"), (pixels(2, 3, 0, 9), "haze")]
     listed = [{"code": 9, "name": "Roof", "source": "roof"}, {"code": 4, "name": "water"}]

@@ -19,7 +19,7 @@ from pipeline.artifacts import RunFolder
 from pipeline.classes import ClassTable, to_attributes
 from pipeline.export import write_cogs
 from pipeline.scene import Scene, open_scene, write_scene
-from pipeline.stac import write_item
+from pipeline.stac import _over_antimeridian, write_item
 
 TABLE = ClassTable((2, 5), ("dry grass", "w\u00e4ter"), ("#aabb00", "#0000ff"))
 ROTATED = (3.0, 4.0, 500000.0, 4.0, -3.0, 4000000.0)
@@ -184,3 +184,20 @@ def test_a_grid_of_no_place_on_earth_has_no_outline(tmp_path: Path) -> None:
         folder, scene = make_run(place, {"crs": crs, "transform": (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)})
         item = json.loads(write_item(folder, scene, TABLE).read_text())
         assert item["geometry"] is None
+
+
+@pytest.mark.parametrize("crs", ["EPSG:3413", "EPSG:3031"])
+def test_a_scene_round_a_pole_has_no_outline(crs: str, tmp_path: Path) -> None:
+    item = item_of(tmp_path, crs=crs, transform=(30.0, 0.0, -450.0, 0.0, -30.0, 300.0))
+    assert item["geometry"] is None
+    assert "bbox" not in item
+
+
+def test_an_outline_that_the_antimeridian_cuts_into_three() -> None:
+    """A U that lies on its side: both arms reach over 180 degrees."""
+    corners = [(170, 0), (190, 0), (190, 1), (175, 1), (175, 2), (190, 2), (190, 3), (170, 3), (170, 0)]
+    found = _over_antimeridian(np.array(corners, float))
+    assert found["type"] == "MultiPolygon"
+    rings = [np.array(part[0]) for part in found["coordinates"]]
+    extents = sorted((*ring.min(axis=0), *ring.max(axis=0)) for ring in rings)
+    assert extents == [(-180, 0, -170, 1), (-180, 2, -170, 3), (170, 0, 180, 3)]

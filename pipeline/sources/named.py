@@ -6,7 +6,8 @@ import numpy as np
 
 from pipeline.classes import from_attributes
 from pipeline.errors import UserError
-from pipeline.scene_arrays import NM_PER_UNIT, one_fill
+from pipeline.nanometres import nanometres
+from pipeline.scene_arrays import one_fill
 from pipeline.sources.arrays import Arrays, Stored, crs_of, plain_attributes, transform_of
 from pipeline.sources.layout import Cube, LabelMap, bad_bands, to_cube, to_labels
 
@@ -56,6 +57,7 @@ def read_cube(found: Arrays, variable: str | None, axes: str | None, chunk: int)
     where = f"{found.path}: {image.name}"
     data, fill = one_fill(to_cube(image.array, order, chunk, where), image.attributes)
     wavelength = wavelength_array(found, image, order)
+    nm, odd = (None, ()) if wavelength is None else _nanometres(wavelength, where)
     good = found.named(*_GOOD, near=image)
     transform, flipped = transform_of(found, image, order)
     return Cube(
@@ -63,11 +65,11 @@ def read_cube(found: Arrays, variable: str | None, axes: str | None, chunk: int)
         fill=fill,
         scale_factor=_number(image, "scale_factor", 1),
         add_offset=_number(image, "add_offset", 0),
-        wavelength_nm=_nanometres(wavelength, where) if wavelength is not None else None,
+        wavelength_nm=nm,
         crs_wkt=crs_of(found, image),
         transform=transform,
         bad_bands=bad_bands(good.array[:]) if good is not None and good.array.shape == data.shape[:1] else (),
-        notes=("its rows run northwards and were turned round",) if flipped else (),
+        notes=(*odd, *(("its rows run northwards and were turned round",) if flipped else ())),
         flipped=flipped,
         labelled=found.named("labels", near=image) is not None,
     )
@@ -190,10 +192,15 @@ def _named_or_only(
     """Return the array of this name, else the only fitting or preferred one."""
     listed = ", ".join(f"{a.name} {a.array.shape}" for a in found.arrays if a.array.ndim > 1) or "nothing"
     if name is not None:
-        for array in found.arrays:
-            if name.strip("/") in (array.name, array.short):
-                return array
-        raise UserError(f"{found.path}: {option} {name}: no such array; found {listed}")
+        wanted = name.strip("/")
+        known = [array for array in found.arrays if array.name == wanted]
+        known = known or [array for array in found.arrays if array.short == wanted]
+        if len(known) > 1:
+            several = " and ".join(array.name for array in known)
+            raise UserError(f"{found.path}: {option} {name}: found {several}; name the group too")
+        if not known:
+            raise UserError(f"{found.path}: {option} {name}: no such array; found {listed}")
+        return known[0]
     images = [array for array in fitting if array.short.lower() in preferred]
     if len(fitting) != 1 and len(images) == 1:
         return images[0]
@@ -203,16 +210,15 @@ def _named_or_only(
     return fitting[0]
 
 
-def _nanometres(wavelength: Stored, where: str) -> tuple[float, ...]:
-    """Return wavelengths in nm; without a unit, values below 100 are micrometres."""
+def _nanometres(wavelength: Stored, where: str) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
+    """Return wavelengths in nm, and what to say where they cannot be told."""
     values = np.asarray(wavelength.array[:], np.float64)
-    unit = str(wavelength.attributes.get("units", wavelength.attributes.get("unit", ""))).strip().lower()
+    unit = str(wavelength.attributes.get("units", wavelength.attributes.get("unit", "")))
     if not np.isfinite(values).all():
         raise UserError(
             f"{where}: expected a wavelength for each band, found some missing in {wavelength.name}"
         )
-    factor = NM_PER_UNIT.get(unit, 1000.0 if values.max() < 100 else 1.0)
-    return tuple(round(float(nm), 6) for nm in values * factor)
+    return nanometres(values, unit)
 
 
 def _number(stored: Stored, key: str, neutral: float) -> float | None:

@@ -13,6 +13,8 @@ from pipeline.sources.arrays import Arrays, Stored
 from pipeline.sources.layout import Cube, LabelMap
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError)
+_PACKED = ("_FillValue", "missing_value")
+"""Attributes of the variable's own type."""
 _NO_NAME = "phony_dim"
 
 
@@ -20,15 +22,25 @@ class Variable:
     """A variable of an open file as a sliceable array of its stored numbers."""
 
     def __init__(self, variable: xr.Variable) -> None:
-        """Keep the lazy variable."""
+        """Keep the lazy variable; what NetCDF-3 keeps as signed and calls unsigned is so."""
+        self.attributes: dict[str, Any] = dict(variable.attrs)
         self._variable = variable
         self.shape: tuple[int, ...] = variable.shape
         self.dtype: np.dtype[Any] = variable.dtype
         self.ndim: int = variable.ndim
+        self._unsigned = variable.dtype.kind == "i" and str(variable.attrs.get("_Unsigned")).lower() == "true"
+        if self._unsigned:
+            self.dtype = np.dtype(f"u{variable.dtype.itemsize}")
+            self.attributes |= {
+                key: np.asarray(value).astype(variable.dtype).view(self.dtype)
+                for key, value in self.attributes.items()
+                if key in _PACKED
+            }
 
     def __getitem__(self, index: Any) -> Any:
         """Return the sliced part."""
-        return self._variable[index].to_numpy()
+        values = self._variable[index].to_numpy()
+        return values.astype(values.dtype.newbyteorder("=")).view(self.dtype) if self._unsigned else values
 
 
 def read_cube(path: Path, variable: str | None, axes: str | None, chunk: int) -> Cube:
@@ -64,7 +76,8 @@ def arrays(path: Path) -> Arrays:
             dims = tuple(str(dim) for dim in variable.dims)
             known = () if any(dim.startswith(_NO_NAME) for dim in dims) else dims
             full = f"{group.strip('/')}/{name}".strip("/")
-            found.append(Stored(full, known, dict(variable.attrs), Variable(variable)))
+            array = Variable(variable)
+            found.append(Stored(full, known, array.attributes, array))
     return Arrays(path, tuple(found), dict(opened["/"].attrs))
 
 

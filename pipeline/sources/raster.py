@@ -82,6 +82,8 @@ def read_cube(path: Path, chunk: int) -> Cube:
         raster_bands.check_size(source, path)
         scale, offset, notes = raster_bands.packing(source, path)
         crs_wkt = _crs_wkt(source)
+        wavelength_nm, odd = raster_bands.wavelengths(source, path)
+        notes += odd
         if source.crs and crs_wkt is None:
             notes = (*notes, "its CRS is of no place on Earth")
         return Cube(
@@ -89,7 +91,7 @@ def read_cube(path: Path, chunk: int) -> Cube:
             fill=source.nodata,
             scale_factor=scale,
             add_offset=offset,
-            wavelength_nm=raster_bands.wavelengths(source, path),
+            wavelength_nm=wavelength_nm,
             crs_wkt=crs_wkt,
             transform=_transform(source),
             bad_bands=raster_bands.listed_bad(source),

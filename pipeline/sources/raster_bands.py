@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.scene_arrays import NM_PER_UNIT
+from pipeline.nanometres import NM_PER_UNIT, nanometres
 from pipeline.sources.layout import bad_bands
 
 _NUMBER = r"\d+(?:\.\d+)?"
@@ -25,8 +25,10 @@ def check_size(source: Any, path: Path) -> None:
     header = source.tags(ns="ENVI")
     if source.driver != "ENVI" or header.get("file_compression", "0").strip() not in ("", "0"):
         return
-    pixels = source.count * source.height * source.width
-    expected = int(header.get("header_offset", "0") or 0) + pixels * np.dtype(source.dtypes[0]).itemsize
+    pixels, offset = source.count * source.height * source.width, header.get("header_offset", "0") or "0"
+    if not offset.strip().isdecimal():
+        raise UserError(f"{path}: header offset must be a whole number of bytes, found {offset!r}")
+    expected = int(offset) + pixels * np.dtype(source.dtypes[0]).itemsize
     found = path.stat().st_size
     if found < expected:
         raise UserError(
@@ -63,13 +65,17 @@ def packing(source: Any, path: Path) -> tuple[float | None, float | None, tuple[
     return (1 / factor if factor != 1 else None), (offset if offset != 0 else None), (note,)
 
 
-def wavelengths(source: Any, path: Path) -> tuple[float, ...] | None:
-    """Return the wavelengths in nm from tags, descriptions or EnMAP's XML; None unless every band has one."""
+def wavelengths(source: Any, path: Path) -> tuple[tuple[float, ...] | None, tuple[str, ...]]:
+    """Return the wavelengths in nm from tags, descriptions or EnMAP's XML, and what to say of them.
+
+    None unless every band has one.
+    """
     tagged = [_tagged(source, band) for band in range(1, source.count + 1)]
-    known = [nm for nm in tagged if nm is not None]
-    if len(known) == source.count:
-        return tuple(round(nm, 6) for nm in known)
-    return described([text or "" for text in source.descriptions]) or _enmap(path, source.count)
+    known = [found for found in tagged if found is not None]
+    if len(known) == source.count and len(units := {unit for _, unit in known}) == 1:
+        return nanometres(np.array([value for value, _ in known]), units.pop())
+    texts = [text or "" for text in source.descriptions]
+    return described(texts) or _enmap(path, source.count), ()
 
 
 def described(texts: list[str]) -> tuple[float, ...] | None:
@@ -125,16 +131,14 @@ def listed_bad(source: Any) -> tuple[int, ...]:
     return bad_bands(flags)
 
 
-def _tagged(source: Any, band: int) -> float | None:
-    """Return the wavelength in nm that the tags of a band state."""
+def _tagged(source: Any, band: int) -> tuple[float, str] | None:
+    """Return the wavelength and its unit that the tags of a band state."""
     tags = {key.lower(): value for key, value in source.tags(band).items()}
-    unit = tags.get("wavelength_units", tags.get("wavelength_unit", "nm")).strip().lower()
+    unit = tags.get("wavelength_units", tags.get("wavelength_unit", ""))
     micrometres = source.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM")
     try:
         if "wavelength" in tags:
-            # Some writers state no unit, or a wrong one; no optical sensor sees below 100 nm.
-            value = float(tags["wavelength"])
-            return value * (1000.0 if value < 100 else NM_PER_UNIT.get(unit, 1.0))
-        return float(micrometres) * 1000 if micrometres is not None else None
+            return float(tags["wavelength"]), unit
+        return (float(micrometres), "um") if micrometres is not None else None
     except ValueError:
         return None

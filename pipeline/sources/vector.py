@@ -60,6 +60,7 @@ class Features:
         geometry: shapely polygons or points.
         value: The class of each: int64 codes, or text (object).
         column: Where the classes stand.
+        texts: All texts of the column in the whole layer, in order; none where the classes are codes.
         unclassed: Features left out because they have no class.
         elsewhere: Features of the layer outside of the bounds, or without a shape.
         notes: What the reader found odd.
@@ -68,6 +69,7 @@ class Features:
     geometry: Array
     value: Array
     column: str
+    texts: tuple[str, ...]
     unclassed: int
     elsewhere: int
     notes: tuple[str, ...]
@@ -166,7 +168,7 @@ def read_features(
         raise UserError(f"{path}: expected polygons or points, found {', '.join(wrong)}; buffer or drop them")
     classed = shaped[shaped[column].notna() & (shaped[column].astype(str).str.strip() != "")]
     moved = classed.geometry.to_crs(target)
-    values = class_values(classed[column], f"{path}: column {column}")
+    values, texts = _values(path, layer.name, column, classed[column])
     left, bottom, right, top = bounds
     edges = moved.bounds.to_numpy().reshape(-1, 4)
     touching = (edges[:, 2] >= left) & (edges[:, 0] <= right) & (edges[:, 3] >= bottom) & (edges[:, 1] <= top)
@@ -174,10 +176,30 @@ def read_features(
         geometry=moved.to_numpy()[touching],
         value=values[touching],
         column=column,
+        texts=texts,
         unclassed=len(shaped) - len(classed),
         elsewhere=layer.features - len(shaped) + int((~touching).sum()),
         notes=notes,
     )
+
+
+def _values(path: Path, layer: str, name: str, column: Any) -> tuple[Array, tuple[str, ...]]:
+    """Return the classes of features, and where they are text all that stand in the layer's column.
+
+    So a text has the same code in whichever image its features are put.
+    """
+    where = f"{path}: column {name}"
+    if not pd.api.types.is_string_dtype(column.dtype):
+        return class_values(column, where), ()
+    try:
+        whole = pyogrio.read_dataframe(path, layer=layer, columns=[name], read_geometry=False)[name]
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: cannot read its features: {error}") from error
+    stated = whole.dropna().astype(str).str.strip()
+    everywhere = class_values(stated[stated != ""], where)
+    if everywhere.dtype.kind == "i":
+        return class_values(column, where), ()
+    return np.asarray(column.astype(str).str.strip(), object), tuple(sorted(set(everywhere.tolist())))
 
 
 def class_values(column: Any, where: str) -> Array:
