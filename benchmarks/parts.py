@@ -46,7 +46,7 @@ PARTS = {
     "classified supertokens": ["map.regions=supertokens", "supertokens.steps=300"],
 }
 """Name in the table -> settings beside the configuration's."""
-_CHANGES = {"fusion": ("classify", "map"), "map": ("map",)}
+_CHANGES = {"fusion": ("classify", "map"), "map": ("map",), "supertokens": ("map",)}
 """Sections of settings behind the features -> the stages that they change."""
 _COLUMNS = {
     "oa": "OA %", "aa": "AA %", "kappa": "kappa x 100", "map_oa": "OA of the map %",

@@ -177,17 +177,17 @@ def score(pixels: Pixels, predicted: IntArray) -> dict[str, Any]:
 
 
 def peer(variants: Sequence[tuple[str, FloatArray]], pixels: Pixels) -> dict[str, Any]:
-    """Scores of the input that cross-validates best on the training pixels.
+    """Scores of the input that cross-validates best on the training pixels; of equals the last.
 
     Args:
-        variants: Name and features (N, D) of each candidate.
+        variants: Name and features (N, D) of each candidate, what holds more behind what holds less.
         pixels: The split.
 
     Returns:
         ``oa``, ``aa``, ``kappa``, ``per_class``, the choices, and ``map_s``, of the chosen one's prediction.
     """
     results = [(name, tuned_svm(features, pixels)) for name, features in variants]
-    name, best = max(results, key=lambda result: result[1].cv_accuracy or 0.0)
+    name, best = max(reversed(results), key=lambda result: result[1].cv_accuracy or 0.0)
     return score(pixels, best.predicted) | {
         "variant": name,
         "cv_accuracy": {name: result.cv_accuracy for name, result in results},

@@ -185,7 +185,7 @@ def _gaussian(centre: float, width: float, nm_S: FloatArray, spacing_S: FloatArr
     """
     fwhm_S = np.sqrt(np.maximum(width**2 - spacing_S**2, 0))
     near = np.flatnonzero((np.abs(nm_S - centre) <= _REACH * width) & (fwhm_S > 0))
-    if not len(near):
+    if not (np.abs(nm_S[near] - centre) <= width / 2).any():
         return ()
     response = np.exp(-4 * np.log(2) * ((nm_S[near] - centre) / fwhm_S[near]) ** 2) * spacing_S[near]
     response /= response.sum()

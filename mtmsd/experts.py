@@ -3,8 +3,9 @@
 An expert is kernel ridge regression of the classes' indicators (regularised least squares with a Gaussian
 kernel; Rifkin, Yeo & Poggio 2003): f(x) = sum_i c_i exp(-gamma |z(x) - z_i|^2), (K + lambda I) c = Y - 1 / C.
 Gamma, lambda and the factor that makes logits of the scores are chosen by the likelihood of held-out training
-pixels. The answers are multiplied (a logarithmic opinion pool): where one of them sees nothing that it knows,
-its answer is flat and the others decide.
+pixels. The answers are multiplied (a logarithmic opinion pool): far from all that it knows, along what its
+training pixels differ in, an expert's answer is flat and the others decide; what lies across that it does not
+see.
 Shapes: N training pixel, A anchor, P pixel, T timestep, K kept channel, D input, R rank, E spectral feature,
 C class, S set of folds.
 """
@@ -85,7 +86,11 @@ class Expert(nn.Module):
 
 
 class Fitted(NamedTuple):
-    """An expert, and what it says of training pixels that it was not given."""
+    """An expert, and what it says of training pixels whose classes it was not given.
+
+    Where inputs are many, the map of them was made from all training pixels: of real test pixels it loses
+    more than of these.
+    """
 
     expert: Expert
     held_out_SNC: Tensor

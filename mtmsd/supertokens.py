@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mtmsd.checks import check_ranges
 
 _ROUND = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+_LIKELIEST = 1.01
 _FAR = -1e30
 """Logit of a token that has no pixels."""
 
@@ -181,10 +182,12 @@ def pixel_probabilities(position_HW: Tensor, confidence_HW: Tensor, classes: int
 
     Args:
         position_HW: Class positions, -1 = no data, which gets 0 throughout.
-        confidence_HW: Probability of that class.
+        confidence_HW: Probability of that class; one that a majority of members chose against the mean of
+            their probabilities still counts as the likeliest.
         classes: C.
     """
     there = position_HW >= 0
+    confidence_HW = confidence_HW.clamp(min=min(1.0, _LIKELIEST / classes))
     rest_HW = (1 - confidence_HW) / max(1, classes - 1) * there
     result = rest_HW.expand(classes, -1, -1).clone()
     chosen = torch.where(there, confidence_HW, 0.0)

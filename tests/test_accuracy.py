@@ -152,6 +152,7 @@ def test_score_by_hand_with_gaps_in_the_codes() -> None:
 def test_peer_takes_the_variant_that_cross_validates_better() -> None:
     features, pixels = clusters(40)
     noise = np.random.default_rng(1).normal(size=features.shape)
+    assert peers.peer([("signal", features), ("more", features)], pixels)["variant"] == "more", "of equals"
     result = peers.peer([("noise", noise), ("signal", features)], pixels)
     assert result["variant"] == "signal"
     assert result["cv_accuracy"]["signal"] > result["cv_accuracy"]["noise"]

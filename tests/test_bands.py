@@ -90,6 +90,16 @@ def test_a_gap_is_not_bridged() -> None:
     assert bridged.weights[2] == ((2, 0.5), (3, 0.5))
 
 
+def test_a_response_is_not_made_of_its_tails() -> None:
+    """A gap of 160 nm, more than twice the 60 nm of the band in its middle, has bands on both sides."""
+    there = np.arange(400.0, 2501.0, 5.0)
+    with pytest.raises(ValueError, match="1 of 2 bands"):
+        match_bands(
+            nm(1000.3, 1880), there, fwhm_nm=nm(10, 60), usable=(there <= 1800) | (there >= 1960),
+            tolerance_nm=0.1,
+        )  # fmt: skip
+
+
 def test_a_response_with_one_side_missing_falls_back_to_interpolation() -> None:
     there = np.concatenate([np.arange(400.0, 501, 5), np.arange(520.0, 601, 5)])
     bands = match_bands(nm(450, 502, 560), there, fwhm_nm=nm(20, 20, 20))

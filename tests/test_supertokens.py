@@ -145,6 +145,8 @@ def test_probabilities_as_a_map_keeps_them() -> None:
     assert found[:, 0, 0].tolist() == pytest.approx([0.2, 0.2, 0.4, 0.2])
     assert found[:, 0, 1].tolist() == [0, 0, 0, 0]
     assert pixel_probabilities(torch.tensor([[0]]), torch.tensor([[1.0]]), 1).tolist() == [[[1.0]]]
+    against = pixel_probabilities(torch.tensor([[0]]), torch.tensor([[0.32]]), 2)
+    assert against[0] > against[1], "a majority's class may have the smaller mean probability"
 
 
 def test_spectral_metric_measures_components_and_slopes() -> None:
