@@ -109,14 +109,16 @@ def test_clusters_on_kubernetes_ask_for_a_token_and_stay_inside(name: str) -> No
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_gpu_nodes_come_and_go(name: str) -> None:
+def test_nodes_come_and_go(name: str) -> None:
     spec = cluster_spec(load(name))
     assert spec["enableInTreeAutoscaling"] is True
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    (group,) = spec["workerGroupSpecs"]
-    assert group["minReplicas"] == 0 < group["maxReplicas"]
-    resources = group["template"]["spec"]["containers"][0]["resources"]
-    assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == 1
+    assert {group["groupName"] for group in spec["workerGroupSpecs"]} <= {"gpu", "cpu"}
+    for group in spec["workerGroupSpecs"]:
+        assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
+        resources = group["template"]["spec"]["containers"][0]["resources"]
+        assert resources["limits"] == resources["requests"]
+        assert resources["limits"].get("nvidia.com/gpu", 0) == (group["groupName"] == "gpu")
 
 
 def test_the_job_resumes_and_its_command_is_right() -> None:
