@@ -128,7 +128,7 @@ def _supertokens(
     grid = TileGrid(code.shape[0], code.shape[1], config.tile)
     with tempfile.TemporaryDirectory() as temporary:
         copied = RunFolder(Path(temporary))
-        for name in ("run.json", "spectral.json", "reduced.zarr", "features.zarr", "classifier"):
+        for name in ("spectral.json", "reduced.zarr", "features.zarr", "classifier"):
             (copied.path / name).symlink_to((folder.path / name).resolve())
         copy = zarr.open_group(copied.map, mode="w", zarr_format=2)
         for name, values in (("class", code), ("confidence", confidence)):

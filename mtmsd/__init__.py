@@ -2,8 +2,8 @@
 
 The science alone, with torch and numpy: no cluster, no raster formats, no printing. The modules stand
 in the order of the data: bands, spectral -> windows -> diffusion, unet -> features, spectra -> purify ->
-fusion -> classifier, ensemble, experts -> mosaic -> supertokens, with split, metrics, areas, and steps and
-training of the U-Net beside them.
+fusion -> classifier, ensemble, experts -> mosaic -> supertokens, token_classifier, with split, metrics,
+areas, and steps and training of the U-Net beside them.
 Source: arXiv 2306.08964.
 
 The names below are the pieces; each is loaded from its module when it is first used. For whole scenes

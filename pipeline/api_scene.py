@@ -144,7 +144,7 @@ def _wavelength_nm(dataset: xr.Dataset, reflectance: xr.DataArray) -> list[float
         )
     unit = str(found.attrs.get("units", "nm"))
     if unit.lower() not in NM_PER_UNIT:
-        raise UserError(f"dataset: wavelength must be in nm or micrometres, found the unit {unit!r}")
+        raise UserError(f"dataset: wavelength must be in nm, micrometres, m or angstroms, found {unit!r}")
     return [float(value) * NM_PER_UNIT[unit.lower()] for value in found.values]
 
 

@@ -141,18 +141,10 @@ def _train_loop(settings: dict[str, Any]) -> int:
     for step, patches in _patches(config, reduced, share, start, device):
         losses.append(
             pretrain_step(
-                model,
-                optimizer,
-                schedule,
-                config.pretrain,
-                patches,
-                seed=config.seed,
-                step=step,
-                share=share,
-                workers=workers,
-                cuts=config.unet.cuts or (),
+                model, optimizer, schedule, config.pretrain, patches, seed=config.seed, step=step,
+                share=share, workers=workers, cuts=config.unet.cuts or (),
             )
-        )
+        )  # fmt: skip
         averaged.update(unet, step)
         done = step + 1
         last = done == config.pretrain.steps

@@ -120,7 +120,7 @@ def _footprint(scene: Scene) -> tuple[dict[str, Any] | None, list[float] | None]
 
 
 def _over_antimeridian(outline: Array) -> dict[str, Any]:
-    """Return an outline whose longitudes pass 180 degrees as two polygons (RFC 7946, section 3.1.9)."""
+    """Return an outline whose longitudes pass 180 degrees, cut there (RFC 7946, section 3.1.9)."""
     whole, parts = shapely.Polygon(outline), list[Any]()
     for turn in (-360, 0, 360):
         part = shapely.intersection(whole, shapely.box(turn - 180, -90, turn + 180, 90))

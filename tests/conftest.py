@@ -75,6 +75,17 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads cost tiny products more than they give."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for all tests of a module; commands that run in this process join it."""
     from pipeline.cluster import ray_session

@@ -11,7 +11,6 @@ import xarray as xr
 import zarr
 from pyproj import CRS
 
-from pipeline.nanometres import nanometres
 from pipeline.scene import open_scene
 from tests.ingest_files import run
 
@@ -309,23 +308,3 @@ def test_what_netcdf_3_keeps_as_signed_is_unsigned(unsigned: str | None, tmp_pat
     expected = (values if unsigned else values.view(np.int16)).astype(np.float32)
     expected[:, 0, 0] = np.nan
     np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize(
-    ("unit", "values", "expected"),
-    [
-        ("m", [4.5e-7, 5e-7, 9e-7], (450, 500, 900)),
-        ("Angstroms", [4000, 5000, 9000], (400, 500, 900)),
-        ("Nanometers", [0.4, 0.5, 0.9], (400, 500, 900)),
-        ("Micrometers", [400, 500, 900], (400, 500, 900)),
-        ("", [0.4, 0.5, 2.4], (400, 500, 2400)),
-        ("Unknown", [0, 500, 900], (0, 500, 900)),
-        ("Wavenumber", [25000, 20000, 11111], None),
-        ("Index", [1, 2, 200], None),
-        ("nm", [1, 2, 200], None),
-    ],
-)
-def test_units_of_wavelengths(unit: str, values: list[float], expected: tuple[float, ...] | None) -> None:
-    found, notes = nanometres(np.array(values), unit)
-    assert found == (None if expected is None else pytest.approx(expected))
-    assert ("not understood; give --wavelengths" in " ".join(notes)) == (expected is None)

@@ -1,7 +1,6 @@
 """Supertokens against loops and by hand."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,16 +14,8 @@ from mtmsd.supertokens import (
     spectral_metric,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GENERATOR = torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost tiny products more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def region(cells: tuple[int, int], cell: int, components: int = 3) -> tuple[Tensor, Tensor]:

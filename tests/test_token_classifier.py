@@ -1,7 +1,5 @@
 """The classifier of supertokens: by hand, by difference quotients, and that it learns what it is meant to."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -10,14 +8,7 @@ from torch import Tensor, nn
 from mtmsd.supertokens import SupertokenConfig, Supertokens
 from mtmsd.token_classifier import TokenClassifier, TokenRegion, token_loss, train_tokens
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost tiny products more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def region(side: int, classes: int, seed: int) -> TokenRegion:
